@@ -1,0 +1,203 @@
+"""Every knob of a training job: typed, with its default, unit and one line of help.
+
+A config is one YAML page. Unknown keys are refused with the nearest known name; `--section.key value` overrides one.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from batchseg import storage
+from batchseg.errors import UserError
+
+DRAWN_DATA = "drawn"
+"""Value of `data` that stands for the set the program draws itself."""
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _split_words(value: Any) -> Any:
+    """`360,480` and `360x480` on a command line mean the same as [360, 480] in YAML."""
+    if isinstance(value, str):
+        return [part for part in value.replace("x", ",").strip("[]() ").split(",") if part.strip()]
+    return value
+
+
+def _none_to_null(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+def _null_to_none(value: Any) -> Any:
+    return "none" if value is None else value
+
+
+SizeHw = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_split_words)]
+Range = Annotated[tuple[float, float], BeforeValidator(_split_words)]
+
+
+class _Section(BaseModel):
+    # validate_default keeps a wrong default from hiding until somebody sets the key
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    architecture: Literal["unet"] = Field("unet", description="decoder: unet")
+    encoder: Literal["mobilenet", "mobilenet_v2"] = Field("mobilenet_v2", description="encoder of keras.applications")
+    encoder_width: float = Field(
+        1.0, gt=0, description="width multiplier (alpha) of the encoder; 1.0 is the full width"
+    )
+    encoder_weights: Annotated[str, BeforeValidator(_null_to_none)] = Field(
+        "imagenet", description="imagenet (downloads), a path to .weights.h5, or none"
+    )
+    decoder_channels: Annotated[tuple[PositiveInt, ...], BeforeValidator(_split_words)] = Field(
+        (256, 128, 64, 32),
+        description="channels of the decoder from stride 16 up; 4 numbers end at stride 2, 5 at stride 1",
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of features dropped before the head; 0 is off")
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> "ModelConfig":
+        if len(self.decoder_channels) not in (4, 5):
+            raise ValueError(f"decoder_channels has {len(self.decoder_channels)} numbers; 4 or 5 are allowed")
+        return self
+
+
+class InputConfig(_Section):
+    size: SizeHw = Field((360, 480), description="height, width in pixels that each image is resized to")
+    fit: Literal["resize", "letterbox"] = Field(
+        "resize", description="resize stretches to `size`; letterbox keeps the aspect ratio and pads"
+    )
+
+
+class TrainingConfig(_Section):
+    epochs: PositiveInt = Field(60, description="passes over the train split")
+    batch_size: PositiveInt = Field(16, description="images a step, over all workers together")
+    learning_rate: float = Field(1e-3, gt=0, description="peak rate of AdamW")
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up; 0 is off. Cosine decay follows")
+    weight_decay: float = Field(1e-2, ge=0, description="decoupled decay, not on norms and biases; 0 is off")
+    dice_weight: float = Field(0.5, ge=0, description="share of Dice added to the cross-entropy; 0 is off")
+    class_weights: Literal["none", "sqrt_median_frequency"] = Field(
+        "none", description="weights of the classes in the cross-entropy: none, or sqrt(median share / share)"
+    )
+    batch_norm_momentum: float = Field(0.9, gt=0, lt=1, description="momentum of the moving statistics")
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
+        "float32", description="compute type of training; val and the bundle are always float32"
+    )
+    seed: int = Field(0, ge=0, description="of weights, order and augmentation")
+    cache_gb: float = Field(4.0, ge=0, description="memory a worker may use to keep decoded images, in GB; 0 is off")
+
+
+class AugmentConfig(_Section):
+    enabled: bool = Field(True, description="false trains on the whole fitted image, unchanged")
+    crop: Annotated[SizeHw | None, BeforeValidator(_none_to_null)] = Field(
+        None, description="height, width in pixels of a training crop; none is the whole image"
+    )
+    scale: Range = Field((0.5, 2.0), description="smallest and largest random zoom; 1,1 is off")
+    flip: Share = Field(0.5, description="share of images mirrored left to right; 0 is off")
+    color: Share = Field(0.3, description="strength of brightness, contrast, saturation and tint; 0 is off")
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> "AugmentConfig":
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale is {list(self.scale)}; allowed is 0 < smallest <= largest")
+        return self
+
+
+Amount = Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class ClusterConfig(_Section):
+    workers: Literal["auto"] | PositiveInt = Field("auto", description="auto is one per GPU; without GPUs 1")
+    gpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=0, le=1)] = Field(
+        "auto", description="0 or 1; auto is 1 where the cluster has a GPU for each worker, else 0"
+    )
+    cpus_per_worker: Amount = Field("auto", description="auto shares the CPUs of the cluster between the workers")
+    max_failures: int = Field(3, ge=0, description="how often a lost worker restarts the group; 0 is never")
+
+
+class TrainConfig(_Section):
+    """A whole training job."""
+
+    data: str = Field(
+        DRAWN_DATA, description="data set: a folder or a dataset.yaml; drawn is the set drawn by batchseg"
+    )
+    out: str = Field("runs/train", description="folder that receives bundle, checkpoints, metrics")
+    model: ModelConfig = ModelConfig()
+    input: InputConfig = InputConfig()
+    training: TrainingConfig = TrainingConfig()
+    augment: AugmentConfig = AugmentConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    def to_yaml(self) -> str:
+        """The resolved config as the page that would produce it."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
+def iterate_knobs() -> Iterator[tuple[str, str, Any]]:
+    """Yields (dotted key, help, default) of every knob, in the order of the page."""
+    for name, field in TrainConfig.model_fields.items():
+        if isinstance(field.default, _Section):
+            for key, knob in type(field.default).model_fields.items():
+                yield f"{name}.{key}", knob.description or "", knob.default
+        else:
+            yield name, field.description or "", field.default
+
+
+def load_config(source: str | None = None, overrides: Mapping[str, str] | None = None) -> TrainConfig:
+    """Reads a YAML page (or takes the defaults) and applies overrides such as {"training.epochs": "5"}.
+
+    Raises UserError for a missing or malformed file, an unknown key or a value out of range.
+    """
+    values = read_yaml(source) if source else {}
+    for dotted, text in (overrides or {}).items():
+        section, _, key = dotted.rpartition(".")
+        target = values.setdefault(section, {}) if section else values
+        if not isinstance(target, dict):
+            raise UserError(f"config {source}: {section} is {target!r}; it must be a mapping")
+        target[key] = text
+    return parse_config(values, source or "command line")
+
+
+def parse_config(values: Mapping[str, Any], source: str) -> TrainConfig:
+    """Plain data -> TrainConfig. `source` names the file in errors."""
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_describe(problem, source) for problem in error.errors())) from None
+
+
+def read_yaml(source: str, what: str = "config") -> dict[str, Any]:
+    """A YAML page as a dict. `what` names it in errors. Raises UserError for a missing or malformed one."""
+    try:
+        values = yaml.safe_load(storage.read_text(source))
+    except FileNotFoundError:
+        raise UserError(f"{what} {source} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} {source} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{what} {source} is not YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{what} {source} holds a {type(values).__name__}; it must be a mapping of keys to values")
+    return values
+
+
+def suggest_name(name: str, known: list[str]) -> str:
+    """`did you mean ...?` with the nearest known name, and all of them when none is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+
+
+def _describe(problem: Any, source: str) -> str:
+    path = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        section = TrainConfig.model_fields[path[0]].default if len(path) > 1 else None
+        owner = type(section) if isinstance(section, _Section) else TrainConfig
+        return f"config {source}: unknown key {'.'.join(path)!r}; {suggest_name(path[-1], list(owner.model_fields))}"
+    dotted = ".".join(path[:2])
+    return f"config {source}: {dotted} is {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,90 @@
+"""Scores from one integer confusion matrix over a whole split: exact under any batch size, order and sharding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batchseg.classes import MaskArray
+
+CountArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ConfusionMatrix:
+    """counts: int64 CxC, rows truth, columns prediction. Adds up with +."""
+
+    counts: CountArray
+
+    @classmethod
+    def empty(cls, num_classes: int) -> "ConfusionMatrix":
+        return cls(np.zeros((num_classes, num_classes), np.int64))
+
+    @classmethod
+    def from_masks(cls, truth: MaskArray, predicted: MaskArray, num_classes: int) -> "ConfusionMatrix":
+        """Counts the pixels whose truth is a class; ignored ones (255) count nowhere.
+
+        truth, predicted: uint8 of equal shape. Raises ValueError when shapes differ or a prediction is no class.
+        """
+        if truth.shape != predicted.shape:
+            raise ValueError(f"truth is {truth.shape}, prediction is {predicted.shape}")
+        valid = truth < num_classes
+        pairs = truth[valid].astype(np.int64) * num_classes + predicted[valid]
+        if predicted[valid].max(initial=0) >= num_classes:
+            raise ValueError(f"prediction holds {predicted[valid].max()}, classes are 0-{num_classes - 1}")
+        return cls(np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).astype(np.int64))
+
+    def __add__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
+        return ConfusionMatrix(self.counts + other.counts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ConfusionMatrix) and np.array_equal(self.counts, other.counts)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def iou(self) -> npt.NDArray[np.float64]:
+        """Per class, NaN for a class that stands in neither truth nor prediction."""
+        hits = np.diag(self.counts)
+        return _divide(hits, self.counts.sum(0) + self.counts.sum(1) - hits)
+
+    @property
+    def dice(self) -> npt.NDArray[np.float64]:
+        return _divide(2 * np.diag(self.counts), self.counts.sum(0) + self.counts.sum(1))
+
+    @property
+    def miou(self) -> float:
+        """Mean over the classes that the truth holds; absent ones are left out. NaN without any valid pixel."""
+        present = self.counts.sum(1) > 0
+        return float(self.iou[present].mean()) if present.any() else float("nan")
+
+    @property
+    def pixel_accuracy(self) -> float:
+        return float(_divide(np.trace(self.counts), self.counts.sum()))
+
+    def to_scores(self, class_names: Sequence[str], images: int) -> dict[str, Any]:
+        """The content of scores.json. Shares, not percent; None for a class that the truth does not hold."""
+        pixels = self.counts.sum(1)
+        classes = [
+            {
+                "name": name,
+                "iou": float(self.iou[i]) if pixels[i] else None,
+                "dice": float(self.dice[i]) if pixels[i] else None,
+                "pixels": int(pixels[i]),
+            }
+            for i, name in enumerate(class_names)
+        ]
+        return {
+            "miou": self.miou,
+            "pixel_accuracy": self.pixel_accuracy,
+            "images": images,
+            "classes": classes,
+            "confusion": self.counts.tolist(),
+        }
+
+
+def _divide(numerator: Any, denominator: Any) -> Any:
+    numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator > 0)

@@ -1,0 +1,72 @@
+"""One Ray for the whole session, one drawn set, one tiny trained bundle."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from batchseg.runtime import QUIET_ENVIRONMENT
+
+os.environ.update(QUIET_ENVIRONMENT)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A real Ray with two CPUs, shared by all tests of the session."""
+    from batchseg.cluster import connect
+
+    with connect("local", cpus=2):
+        yield
+
+
+@pytest.fixture(scope="session")
+def drawn_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """dataset.yaml of a small drawn set: 48 train, 12 val, 12 test images of two sizes."""
+    from batchseg.datasets.drawn import draw_dataset
+
+    return draw_dataset(tmp_path_factory.mktemp("drawn"), train=48, val=12, test=12, seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(drawn_data: Path) -> dict[str, str]:
+    """A job of a few seconds, as on a command line; `out` is the test's own."""
+    return {
+        "data": str(drawn_data),
+        "model.encoder": "mobilenet",
+        "model.encoder_width": "0.25",
+        "model.encoder_weights": "none",
+        "model.decoder_channels": "32,16,16,16",
+        "input.size": "96,128",
+        "training.epochs": "2",
+        "training.batch_size": "8",
+        "training.learning_rate": "4e-3",
+        "augment.scale": "0.8,1.25",
+        "cluster.workers": "2",
+    }
+
+
+@pytest.fixture(scope="session")
+def trained_out(tiny_overrides: dict[str, str], ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`out` of a finished training on two workers."""
+    from batchseg.config import load_config
+    from batchseg.train import train_model
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    train_model(load_config(None, {**tiny_overrides, "out": str(out)}))
+    return out
+
+
+@pytest.fixture(scope="session")
+def bundle(trained_out: Path) -> Path:
+    """A bundle that Ray Train made."""
+    return trained_out / "bundle"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with CamVid, VOC and weights: $BATCHSEG_DATA, else ../shared/data. Skips where it is absent."""
+    folder = Path(os.environ.get("BATCHSEG_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent; set BATCHSEG_DATA to the folder with camvid, voc_mini and weights")
+    return folder

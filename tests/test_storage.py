@@ -1,0 +1,194 @@
+"""Local files: atomic writes, listings in a fixed order, and paths that cannot leave their folder."""
+
+import os
+import resource
+import stat
+from datetime import UTC
+from pathlib import Path
+
+import pytest
+
+from batchseg import storage
+from batchseg.errors import UserError
+
+
+def list_names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_write_atomic_makes_folders_and_leaves_no_temporary_file(tmp_path: Path) -> None:
+    storage.write_atomic(str(tmp_path / "a" / "b" / "c.txt"), "grüße")
+    storage.write_atomic(str(tmp_path / "d.bin"), b"\x00\x01")
+    assert list_names(tmp_path) == ["a/b/c.txt", "d.bin"]
+    assert storage.read_text(str(tmp_path / "a/b/c.txt")) == "grüße"
+    assert storage.read_bytes(str(tmp_path / "d.bin")) == b"\x00\x01"
+
+
+def test_write_atomic_replaces_the_whole_file(tmp_path: Path) -> None:
+    target = tmp_path / "x.bin"
+    storage.write_atomic(str(target), b"a long first version")
+    inode = target.stat().st_ino
+    storage.write_atomic(str(target), b"second")
+    assert target.read_bytes() == b"second"
+    # Another inode: a reader that had the old file open still has all of it.
+    assert target.stat().st_ino != inode
+    assert list_names(tmp_path) == ["x.bin"]
+
+
+def test_write_atomic_through_a_staging_folder(tmp_path: Path) -> None:
+    staging = tmp_path / "out" / ".tmp"
+    storage.write_atomic(str(tmp_path / "out" / "deep" / "x.bin"), b"x", str(staging))
+    assert list_names(tmp_path) == ["out/deep/x.bin"]
+    assert staging.is_dir()
+
+
+def test_write_atomic_cleans_up_when_the_target_cannot_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "taken" / "inside").mkdir(parents=True)
+    with pytest.raises(OSError, match="directory"):
+        storage.write_atomic(str(tmp_path / "taken"), b"x")
+    assert list_names(tmp_path) == []
+
+
+def test_write_atomic_cleans_up_when_the_disk_takes_no_more(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            storage.write_atomic(str(tmp_path / "x.bin"), b"x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list_names(tmp_path) == []
+
+
+@pytest.mark.parametrize("part", ["..", "../x", "a/../../x", "/etc/passwd", "a/.."])
+def test_join_does_not_leave_the_folder(part: str) -> None:
+    with pytest.raises(UserError, match=r"path '.*' would leave /data"):
+        storage.join("/data", part)
+
+
+def test_join_appends() -> None:
+    assert storage.join("/data", "a", "b/c.png") == "/data/a/b/c.png"
+    assert storage.join("s3://bucket/key", "a..b", "..c") == "s3://bucket/key/a..b/..c"
+
+
+def test_list_files_order_and_hidden_names(tmp_path: Path) -> None:
+    for name in ["b.png", "a/z.png", "a/b/1.png", "a.png", "B.png", ".hidden.png", ".git/x.png", "a/.DS_Store"]:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    entries = list(storage.list_files(str(tmp_path)))
+    paths = [entry.path for entry in entries]
+    assert paths == sorted(paths)
+    assert set(paths) == {"b.png", "a/z.png", "a/b/1.png", "a.png", "B.png"}
+    for entry in entries:
+        assert entry.location == str(tmp_path / entry.path)
+        assert entry.size_bytes == len(entry.path)
+        assert entry.modified.tzinfo == UTC
+        assert abs(entry.modified.timestamp() - os.stat(entry.location).st_mtime) < 1e-3
+    assert [entry.path for entry in storage.list_files(str(tmp_path), recursive=False)] == ["B.png", "a.png", "b.png"]
+
+
+def test_list_files_with_hidden_ones(tmp_path: Path) -> None:
+    names = [".hidden.png", "a/.tmp/x", "a/b.png", ".git/deep/x.png"]
+    for name in names:
+        storage.write_atomic(storage.join(str(tmp_path), name), name)
+    entries = list(storage.list_files(str(tmp_path), hidden=True))
+    assert [entry.path for entry in entries] == sorted(names)
+    assert [storage.read_text(entry.location) for entry in entries] == sorted(names)
+    top = storage.list_files(str(tmp_path), recursive=False, hidden=True)
+    assert [entry.path for entry in top] == [".hidden.png"]
+    assert [entry.path for entry in storage.list_files(str(tmp_path))] == ["a/b.png"]
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"\xff\xfe/a.png"])
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path, name: bytes) -> None:
+    path = os.fsencode(tmp_path) + b"/" + name
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as stream:
+        stream.write(b"x")
+    (tmp_path / "good.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"a file name under it is not UTF-8 \(b'.*\\x.*'\); rename it") as caught:
+        list(storage.list_files(str(tmp_path)))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_hidden_parent_of_the_listed_folder_does_not_hide_it(tmp_path: Path) -> None:
+    folder = tmp_path / ".cache" / "set"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"x")
+    assert [entry.path for entry in storage.list_files(str(folder))] == ["a.png"]
+    assert [entry.path for entry in storage.list_files(f"{folder}/")] == ["a.png"]
+
+
+def test_unicode_and_odd_names(tmp_path: Path) -> None:
+    names = ["Übersicht.png", "日本/空.png", "with space.png", "100% #1?.png", "emoji 🐈.png"]
+    for name in names:
+        storage.write_atomic(storage.join(str(tmp_path), name), name)
+    assert {entry.path for entry in storage.list_files(str(tmp_path))} == set(names)
+    for entry in storage.list_files(str(tmp_path)):
+        assert storage.read_text(entry.location) == entry.path
+
+
+def test_list_files_of_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        list(storage.list_files(str(tmp_path / "none")))
+
+
+def test_file_type_and_exists(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"")
+    assert storage.file_type(str(tmp_path)) == "folder"
+    assert storage.file_type(str(tmp_path / "f")) == "file"
+    assert storage.file_type(str(tmp_path / "none")) == "missing"
+    assert storage.exists(str(tmp_path / "f"))
+    assert not storage.exists(str(tmp_path / "none"))
+
+
+def test_reading_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(str(tmp_path / "none"))
+    with pytest.raises(OSError, match="directory"):
+        storage.read_bytes(str(tmp_path))
+
+
+@pytest.mark.parametrize("location", ["gs://bucket/x", "http://host/x.png", "file:///tmp/x"])
+def test_unknown_scheme(location: str) -> None:
+    for function in (storage.file_type, storage.read_bytes, storage.to_absolute):
+        with pytest.raises(UserError, match=r"unknown scheme \w+://; allowed are a local path and s3://"):
+            function(location)
+
+
+def test_to_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert storage.to_absolute("a/b/") == str(tmp_path / "a" / "b")
+    assert storage.to_absolute("~/x") == str(tmp_path / "home" / "x")
+    assert storage.to_absolute(tmp_path) == str(tmp_path)
+
+
+def test_name_and_folder() -> None:
+    assert storage.name_of("/a/b/") == "b"
+    assert storage.name_of("s3://bucket/set") == "set"
+    assert storage.folder_of("/a/b/c.yaml") == "/a/b"
+    assert storage.is_remote("s3://bucket")
+    assert not storage.is_remote("a/b")
+
+
+def test_delete(tmp_path: Path) -> None:
+    storage.write_atomic(str(tmp_path / "d" / "x"), b"x")
+    storage.delete_file(str(tmp_path / "d"))  # a folder is no file: nothing happens
+    assert storage.exists(str(tmp_path / "d" / "x"))
+    storage.delete_file(str(tmp_path / "d" / "x"))
+    storage.delete_file(str(tmp_path / "d" / "x"))
+    assert list_names(tmp_path) == []
+    storage.delete_folder(str(tmp_path / "d"))
+    storage.delete_folder(str(tmp_path / "d"))
+    assert not storage.exists(str(tmp_path / "d"))
+    storage.make_folder(str(tmp_path / "e" / "f"))
+    assert storage.file_type(str(tmp_path / "e" / "f")) == "folder"
+
+
+def test_a_written_file_has_the_usual_rights(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"")
+    storage.write_atomic(str(tmp_path / "atomic"), b"")
+    assert stat.S_IMODE((tmp_path / "atomic").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
