@@ -1,0 +1,219 @@
+"""What a person sees: progress with rate and ETA, one table at the end, one clear message for an error.
+
+In a terminal one live line; elsewhere (a log of `ray job submit`) a plain line now and then.
+"""
+
+import io
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+_POLL_SECONDS = 0.5
+_PLAIN_LINE_SECONDS = 15.0
+
+
+class _Nowhere(io.StringIO):
+    """A stream that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class Console:
+    """Prints to one stream. Everything a command says goes through here."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self.rich = RichConsole(file=stream or sys.stdout, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        self._printed_at = 0.0
+
+    @classmethod
+    def quiet(cls) -> "Console":
+        """Says nothing and leaves logging alone; for use as a library."""
+        return cls(_Nowhere())
+
+    def log_into(self, folder: str) -> None:
+        """From here on what Ray and batchseg log in this process goes to folder/batchseg.log, not to the terminal."""
+        if isinstance(self.rich.file, _Nowhere) or "://" in folder:
+            return
+        handler = logging.FileHandler(f"{folder}/batchseg.log", encoding="utf-8", delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        for name in ("batchseg", "ray", "ray.data"):  # Ray Data has a handler of its own
+            logger = logging.getLogger(name)
+            logger.handlers[:] = [handler]
+            logger.propagate = False
+            logger.setLevel(logging.INFO)
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self.rich.print(text, markup=False)
+
+    def show_table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table; the first column is text, the others are numbers."""
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for index, name in enumerate(header):
+            table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.rich.print(table)
+
+    @contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        """A line that is live while something runs, in a terminal; otherwise nothing."""
+        if not self.rich.is_terminal:
+            yield
+            return
+        with self.rich.status(text):
+            yield
+
+    @contextmanager
+    def live(self) -> Iterator[Callable[[str], None]]:
+        """Yields a function that replaces the live line; outside a terminal it prints one line every 15 s."""
+        if self.rich.is_terminal:
+            with self.rich.status("starting") as status:
+                yield lambda text: status.update(text)
+            return
+        yield self._print_now_and_then
+
+    def _print_now_and_then(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._printed_at >= _PLAIN_LINE_SECONDS:
+            self._printed_at = now
+            self.say(text)
+
+
+class TrainProgress:
+    """Turns what the workers put on the board into lines: one that moves, one for each finished epoch."""
+
+    def __init__(self, console: Console, epochs: int):
+        self._console, self._epochs = console, epochs
+        self._shown_epochs: int | None = None
+        self._first: tuple[float, float] | None = None
+
+    @property
+    def console(self) -> Console:
+        return self._console
+
+    def update(self, state: dict[str, Any], show: Callable[[str], None]) -> None:
+        """state: what ProgressBoard.read returns."""
+        self._say_finished(state)
+        if "steps" not in state:
+            return show("starting the workers")
+        done = state["epoch"] - 1 + (state["step"] / state["steps"] if state["phase"] == "train" else 1)
+        line = f"epoch {state['epoch']}/{self._epochs} {state['phase']} {state['step']}/{state['steps']}"
+        if "loss" in state:
+            line += f"  loss {state['loss']:.3f}"
+        now = time.monotonic()
+        if self._first is None or done < self._first[1]:
+            self._first = (now, done)
+        started, first = self._first
+        if done > first and now > started:
+            rate = (done - first) / (now - started)
+            images = rate * state.get("images_per_epoch", 0)
+            line += f"  {images:.1f} images/s  ETA {format_duration((self._epochs - done) / rate)}"
+        show(line)
+
+    def _say_finished(self, state: dict[str, Any]) -> None:
+        history = state.get("history", [])
+        if self._shown_epochs is None:
+            if not {"steps", "history"} & set(state):
+                return  # no worker has said yet whether it goes on or begins
+            self._shown_epochs = state.get("resumed", 0)
+            if self._shown_epochs:
+                best = max(row["val_miou"] for row in history[: self._shown_epochs])
+                self._console.say(f"going on after epoch {self._shown_epochs}; best val mIoU so far {best:.4f}")
+        for row in history[self._shown_epochs :]:
+            best = max(item["val_miou"] for item in history[: row["epoch"]])
+            self._console.say(
+                f"epoch {row['epoch']:3d}/{self._epochs}  loss {row['loss']:.4f}  val mIoU {row['val_miou']:.4f}  "
+                f"accuracy {row['val_pixel_accuracy']:.4f}  {row['train_seconds'] + row['val_seconds']:.0f} s"
+                + ("  best" if row["val_miou"] >= best else "")
+            )
+        self._shown_epochs = max(self._shown_epochs, len(history))
+
+
+class CountProgress:
+    """`done of total` with rate and ETA, from the counters `ok` and `failed` on the board."""
+
+    def __init__(self, console: Console, total: int, verb: str):
+        self._console, self._total, self._verb, self._counted = console, total, verb, 0
+        self._started: float | None = None
+
+    @property
+    def console(self) -> Console:
+        return self._console
+
+    def count(self, show: Callable[[str], None]) -> None:
+        """One more is done, in this process."""
+        self._counted += 1
+        self.update({"ok": self._counted}, show)
+
+    def update(self, state: dict[str, Any], show: Callable[[str], None]) -> None:
+        """state: what ProgressBoard.read returns."""
+        failed = state.get("failed", 0)
+        done = state.get("ok", 0) + failed
+        if not done:
+            return show("starting the stages")
+        now = time.monotonic()
+        if self._started is None:
+            self._started, self._first = now, done
+        line = f"{self._verb} {done}/{self._total}" + (f"  failed {failed}" if failed else "")
+        if done > self._first:
+            rate = (done - self._first) / (now - self._started)
+            line += f"  {rate:.1f} images/s  ETA {format_duration((self._total - done) / rate)}"
+        show(line)
+
+
+@contextmanager
+def watch_board(board: Any, progress: TrainProgress | CountProgress) -> Iterator[None]:
+    """Reads the board now and then and shows it, while the body runs."""
+    import ray
+
+    stop = threading.Event()
+
+    def watch(show: Callable[[str], None]) -> None:
+        while True:
+            stopping = stop.wait(_POLL_SECONDS)
+            with suppress(ray.exceptions.RayError):  # the board is only for show
+                progress.update(ray.get(board.read.remote(), timeout=10), show)
+            if stopping:
+                return
+
+    with progress.console.live() as show:
+        thread = threading.Thread(target=watch, args=(show,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(timeout=15)
+
+
+def show_scores(console: Console, title: str, scores: dict[str, Any]) -> None:
+    """The one table at the end of training and of evaluate."""
+    rows = [
+        [entry["name"], _share(entry["iou"]), _share(entry["dice"]), f"{entry['pixels']:,}"]
+        for entry in scores["classes"]
+    ]
+    console.show_table(title, ["class", "IoU", "Dice", "pixels"], rows)
+    console.say(f"mIoU {scores['miou']:.6f}  pixel accuracy {scores['pixel_accuracy']:.6f}  images {scores['images']}")
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as 42s, 3m05s or 2h07m."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
