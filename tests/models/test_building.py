@@ -1,0 +1,66 @@
+"""Models: any size in, logits of the same size out, stock layers, saved and loaded by plain Keras."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from batchseg.config import ModelConfig
+from batchseg.errors import UserError
+from batchseg.models import ENCODERS, build_model
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_encoder_builds_saves_and_loads(encoder: str, tmp_path: Path) -> None:
+    width = 0.25 if encoder == "mobilenet" else 0.35
+    config = ModelConfig(encoder=encoder, encoder_width=width, encoder_weights="none", decoder_channels=(16, 8, 8, 8))
+    model = build_model(config, 3)
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
+    logits = np.asarray(model(images))
+    assert logits.shape == (2, 64, 96, 3)
+    assert logits.dtype == np.float32
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(np.asarray(loaded(images)), logits)
+    assert np.asarray(loaded(images[:, :32, :32])).shape == (2, 32, 32, 3)
+
+
+def test_five_decoder_levels_end_at_full_size() -> None:
+    config = ModelConfig(
+        encoder="mobilenet", encoder_width=0.25, encoder_weights="none", decoder_channels=(8, 8, 8, 8, 8)
+    )
+    assert build_model(config, 2).output_shape == (None, None, None, 2)
+    assert np.asarray(build_model(config, 2)(np.zeros((1, 32, 64, 3), np.uint8))).shape == (1, 32, 64, 2)
+
+
+def test_half_precision_keeps_logits_in_float32() -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        config = ModelConfig(
+            encoder="mobilenet", encoder_width=0.25, encoder_weights="none", decoder_channels=(8, 8, 8, 8)
+        )
+        model = build_model(config, 2)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model.get_layer("decoder_0_1").compute_dtype == "bfloat16"
+    assert np.asarray(model(np.zeros((1, 32, 32, 3), np.uint8))).dtype == np.float32
+
+
+def test_encoder_weights_come_from_a_path(shared_data: Path) -> None:
+    path = shared_data / "weights" / "mobilenet_v1_0.25_224_notop.weights.h5"
+    config = ModelConfig(
+        encoder="mobilenet", encoder_width=0.25, encoder_weights=str(path), decoder_channels=(8, 8, 8, 8)
+    )
+    stem = build_model(config, 2).get_layer("encoder").get_layer("conv1").get_weights()[0]
+    reference = keras.applications.MobileNet(
+        input_shape=(None, None, 3), alpha=0.25, include_top=False, weights=str(path)
+    )
+    np.testing.assert_array_equal(stem, reference.get_layer("conv1").get_weights()[0])
+
+
+def test_weights_that_do_not_fit_are_refused(shared_data: Path) -> None:
+    path = shared_data / "weights" / "mobilenet_v1_0.75_224_notop.weights.h5"
+    config = ModelConfig(encoder="mobilenet", encoder_width=0.25, encoder_weights=str(path))
+    with pytest.raises(UserError, match=r"cannot be loaded into mobilenet of width 0\.25"):
+        build_model(config, 2)
