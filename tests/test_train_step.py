@@ -1,0 +1,100 @@
+"""Two workers are one worker: the same batches, losses and gradients, whatever is ignored where."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from batchseg import cluster
+from batchseg.config import TrainConfig, load_config
+from batchseg.datasets import open_dataset
+from batchseg.train_task import TrainTask
+
+STEPS = 10
+# AdamW turns rounding into steps of full size where a gradient is all but 0; a low rate keeps that small.
+EXACT = {"augment.enabled": "false", "model.dropout": "0", "training.learning_rate": "5e-5"}
+
+
+def record_losses(loop_config: dict[str, Any]) -> None:
+    """The loop of a worker that only steps; rank 0 says what it saw."""
+    import ray.train
+
+    from batchseg.feed import Shard
+    from batchseg.train_loop import Worker
+
+    task = loop_config["task"]
+    context = ray.train.get_context()
+    worker = Worker(task, Shard(context.get_world_rank(), context.get_world_size()))
+    losses: list[float] = []
+    for epoch in range(STEPS):
+        for images, masks in islice(worker.feed.iterate_epoch(epoch), STEPS - len(losses)):
+            losses.append(float(worker.step(images, masks).numpy()))
+    if worker.shard.rank == 0:
+        ray.get(task.board.put.remote(losses=losses))
+    ray.train.report({"done": 1})
+
+
+def run_steps(config: TrainConfig, workers: int, storage_path: Path) -> list[float]:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.tensorflow import TensorflowTrainer
+
+    dataset = open_dataset(config.data)
+    board = cluster.start_board()
+    task = TrainTask(
+        config, dataset.classes, dataset.samples("train"), dataset.samples("val"), None, 1, board, dataset.fingerprint()
+    )
+    TensorflowTrainer(
+        record_losses,
+        train_loop_config={"task": task},
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.6}),
+        run_config=RunConfig(storage_path=str(storage_path), name=f"workers{workers}"),
+    ).fit()
+    return ray.get(board.read.remote())["losses"]
+
+
+def assert_losses_agree(config: TrainConfig, worker_counts: list[int], tmp_path: Path) -> None:
+    alone, *others = [run_steps(config, workers, tmp_path) for workers in worker_counts]
+    assert len(alone) == STEPS
+    assert alone[-1] < alone[0], "it learns"
+    for losses in others:
+        print([abs(a - b) / a for a, b in zip(alone, losses, strict=True)])
+        assert losses == pytest.approx(alone, rel=1e-3)
+
+
+def test_two_workers_are_one(tiny_overrides: dict[str, str], ray_session: None, tmp_path: Path) -> None:
+    config = load_config(None, {**tiny_overrides, **EXACT, "training.batch_size": "7", "out": str(tmp_path / "out")})
+    assert_losses_agree(config, [1, 2], tmp_path)
+
+
+@pytest.mark.slow
+def test_three_workers_are_one(tiny_overrides: dict[str, str], ray_session: None, tmp_path: Path) -> None:
+    config = load_config(None, {**tiny_overrides, **EXACT, "training.batch_size": "8", "out": str(tmp_path / "out")})
+    assert_losses_agree(config, [1, 3], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_two_workers_are_one_on_camvid(shared_data: Path, ray_session: None, tmp_path: Path) -> None:
+    """CamVid with its void pixels, which differ from image to image."""
+    import yaml
+
+    page = yaml.safe_load((Path(__file__).parents[1] / "jobs" / "data" / "camvid.yaml").read_text())
+    (tmp_path / "camvid.yaml").write_text(yaml.safe_dump({**page, "root": str(shared_data / "camvid")}))
+    config = load_config(
+        None,
+        {
+            "data": str(tmp_path / "camvid.yaml"),
+            "out": str(tmp_path / "out"),
+            "model.encoder": "mobilenet",
+            "model.encoder_width": "0.25",
+            "model.encoder_weights": str(shared_data / "weights" / "mobilenet_v1_0.25_224_notop.weights.h5"),
+            "model.decoder_channels": "64,48,32,16",
+            "model.dropout": "0",
+            "input.size": "360,480",
+            "training.batch_size": "8",
+            "augment.enabled": "false",
+        },
+    )
+    assert_losses_agree(config, [1, 2], tmp_path)
