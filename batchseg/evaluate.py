@@ -1,0 +1,84 @@
+"""Scores of a bundle on labelled data, through the very stream that `segment` uses."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from batchseg import cluster, storage
+from batchseg.bundle import check_weights, read_card
+from batchseg.classes import ClassTable
+from batchseg.console import Console, CountProgress, watch_board
+from batchseg.datasets import Dataset, Sample, open_dataset
+from batchseg.errors import UserError
+from batchseg.images import DEFAULT_MAX_MEGAPIXELS
+from batchseg.metrics import ConfusionMatrix
+from batchseg.segment import Guarded, build_stream
+from batchseg.stages import FitStage, ScoreStage
+
+
+def evaluate_dataset(
+    location: str,
+    bundle: str,
+    *,
+    split: str | None = None,
+    out: str | None = None,
+    batch_size: int = 8,
+    address: str | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """The content of scores.json for a split (default test if there is one, else val), written to out/scores.json.
+
+    Raises UserError for data or a bundle that cannot be used, or classes that differ between them.
+    """
+    console = console or Console.quiet()
+    card = read_card(cluster.resolve_bundle(bundle))
+    check_weights(card)
+    dataset = open_dataset(location)
+    split = split or ("test" if "test" in dataset.splits else "val")
+    samples = dataset.samples(split)
+    _check_classes(dataset, card.classes, bundle)
+    with cluster.connect(address):
+        plan = cluster.plan_stream()
+        board = cluster.start_board()
+        score = ScoreStage(dataset.classes, card.geometry, board)
+        fit = FitStage(card.geometry, DEFAULT_MAX_MEGAPIXELS, None)
+        with watch_board(board, CountProgress(console, len(samples), "scored")), cluster.unwrap_errors(board):
+            stream = build_stream(_list_samples(samples), fit, plan, card.location, batch_size, board)
+            parts = stream.map_batches(Guarded(score, board), batch_size=None, num_cpus=plan.stage_cpus).take_all()
+    problems = [line for part in parts for line in part["problems"].splitlines()]
+    if problems:
+        raise UserError(f"{problems[0]} ({len(problems)} images of split {split} cannot be scored)")
+    total = ConfusionMatrix.empty(len(dataset.classes))
+    for part in parts:
+        total += ConfusionMatrix(part["counts"])
+    scores = {"split": split, "bundle": card.digest, **total.to_scores(dataset.classes.names, len(samples))}
+    if out:
+        storage.write_atomic(storage.join(cluster.resolve_output(out), "scores.json"), json.dumps(scores, indent=1))
+    return scores
+
+
+def _check_classes(dataset: Dataset, classes: ClassTable, bundle: str) -> None:
+    if dataset.classes.names != classes.names:
+        raise UserError(
+            f"data {dataset.location} has the classes {', '.join(dataset.classes.names)}; "
+            f"bundle {bundle} was trained on {', '.join(classes.names)}"
+        )
+
+
+def _list_samples(samples: list[Sample]) -> pa.Table:
+    return pa.table(
+        {
+            "image_id": [sample.name for sample in samples],
+            "uri": [sample.image for sample in samples],
+            "mask_uri": [sample.mask for sample in samples],
+        }
+    )
+
+
+if __name__ == "__main__":
+    import sys
+
+    from batchseg.cli import main
+
+    main(["evaluate", *sys.argv[1:]])

@@ -1,0 +1,297 @@
+"""Training from config to bundle: data set -> Ray Train -> best checkpoint -> sealed bundle."""
+
+import json
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+
+from batchseg import cluster, doctor, storage
+from batchseg.bundle import CARD_FILE, BundleCard, GoldenSample, read_card, save_bundle
+from batchseg.config import DRAWN_DATA, TrainConfig, parse_config, read_yaml
+from batchseg.console import Console, TrainProgress, watch_board
+from batchseg.datasets import Dataset, open_dataset
+from batchseg.datasets.drawn import draw_dataset
+from batchseg.datasets.sample import load_sample
+from batchseg.errors import UserError
+from batchseg.runtime import load_tensorflow
+from batchseg.train_task import TrainTask, class_weights_from_counts, read_checkpoint
+
+CONFIG_FILE = "config.yaml"
+SCORES_FILE = "scores.json"
+CHECKPOINT_FOLDER = "checkpoints"
+BUNDLE_FOLDER = "bundle"
+_PROGRESS_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's own
+_GOLDEN_SIDE = 192
+# What may differ when a run is taken up again: where it runs, and how long it goes on.
+_MAY_CHANGE = ("cluster.", "training.epochs", "out")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where the bundle lies, its scores on val, and whether it was there before."""
+
+    bundle: str
+    scores: dict[str, Any]
+    was_finished: bool
+
+
+def train_model(config: TrainConfig, *, address: str | None = None, console: Console | None = None) -> TrainResult:
+    """Trains (or goes on training) into config.out. Raises UserError before anything is written if something
+    is wrong.
+    """
+    console = console or Console.quiet()
+    config = config.model_copy(update={"out": cluster.resolve_output(config.out)})
+    finished = check_out(config)
+    if finished:
+        console.say(f"{config.out} is finished already; more training.epochs would go on")
+        return TrainResult(finished.location, finished.scores, was_finished=True)
+    weights = _find_weights(config.model.encoder_weights)
+    data = config.data
+    if data == DRAWN_DATA:
+        data = str(draw_dataset(_local_folder(storage.join(config.out, "data"))))
+    dataset = open_dataset(data)
+    facts = check_data(dataset, config, console)
+    with cluster.connect(address):
+        plan = cluster.plan_training_workers(config.cluster, config.training.batch_size)
+        storage.make_folder(config.out)
+        cluster.check_shared(config.out)
+        console.log_into(config.out)
+        # Before the config of a longer run: one with scores is whole, and these come last again.
+        storage.delete_file(storage.join(config.out, SCORES_FILE))
+        storage.write_atomic(storage.join(config.out, CONFIG_FILE), config.to_yaml())
+        board = cluster.start_board()
+        task = make_task(config, weights, dataset, facts, plan.threads, board)
+        console.say(
+            f"training {config.model.architecture} on {config.model.encoder}: {len(task.train)} train and "
+            f"{len(task.val)} val images, {plan.workers} x {plan.cpus:g} CPU {plan.gpus:g} GPU -> {config.out}"
+        )
+        with cluster.unwrap_errors(board):
+            with watch_board(board, TrainProgress(console, config.training.epochs)):
+                best = run_training(task, plan)
+            with console.status("sealing the bundle"):
+                card = ray.get(_seal_in_worker.remote(task, best, _data_facts(dataset, facts)))
+    storage.write_atomic(storage.join(config.out, SCORES_FILE), json.dumps(card.scores, indent=1))
+    return TrainResult(card.location, card.scores, was_finished=False)
+
+
+def check_out(config: TrainConfig) -> BundleCard | None:
+    """The bundle of a finished run of this config, None if there is something to do.
+
+    Raises UserError when `out` belongs to another config.
+    """
+    page = storage.join(config.out, CONFIG_FILE)
+    if not storage.exists(page):
+        if storage.file_type(config.out) == "folder" and storage.exists(storage.join(config.out, "run.json")):
+            raise UserError(f"out {config.out} holds the output of `segment`; give training another folder")
+        return None
+    if not storage.exists(storage.join(config.out, CHECKPOINT_FOLDER, _PROGRESS_FILE)):
+        return None  # it stopped before its first checkpoint: nothing to mix up
+    before = parse_config(read_yaml(page), page)
+    differing = _list_differences(before, config)
+    if differing:
+        raise UserError(
+            f"out {config.out} was made with another config; differing: {', '.join(differing)}. "
+            f"Give another --out, or delete that folder."
+        )
+    if config.training.epochs < before.training.epochs:
+        raise UserError(
+            f"out {config.out} was made for {before.training.epochs} epochs; {config.training.epochs} is fewer"
+        )
+    # The scores come last; a bundle that somebody took away is made again.
+    is_whole = all(
+        storage.exists(storage.join(config.out, name)) for name in (SCORES_FILE, f"{BUNDLE_FOLDER}/{CARD_FILE}")
+    )
+    if config.training.epochs > before.training.epochs or not is_whole:
+        return None
+    return read_card(storage.join(config.out, BUNDLE_FOLDER))
+
+
+def _list_differences(before: TrainConfig, now: TrainConfig) -> list[str]:
+    old, new = _flatten_config(before), _flatten_config(now)
+    return [f"{key} ({old[key]!r} there, {new[key]!r} now)" for key in old if old[key] != new[key]]
+
+
+def _flatten_config(config: TrainConfig) -> dict[str, Any]:
+    """Dotted key -> value, without what may change in a run that is taken up again; paths made absolute."""
+    flat: dict[str, Any] = {}
+    for section, values in config.model_dump().items():
+        entries = (
+            {f"{section}.{key}": value for key, value in values.items()}
+            if isinstance(values, dict)
+            else {section: values}
+        )
+        flat |= {key: value for key, value in entries.items() if not key.startswith(_MAY_CHANGE)}
+    for key, words in (("data", (DRAWN_DATA,)), ("model.encoder_weights", ("imagenet", "none"))):
+        if flat[key] not in words:
+            flat[key] = storage.to_absolute(flat[key])
+    return flat
+
+
+def check_data(dataset: Dataset, config: TrainConfig, console: Console) -> doctor.Diagnosis:
+    """Looks at the data before Ray starts. Raises UserError naming the first file that cannot be used."""
+    train, val = dataset.samples("train"), dataset.samples("val")
+    if len(train) < config.training.batch_size:
+        raise UserError(
+            f"training.batch_size is {config.training.batch_size}, the train split has {len(train)} images; "
+            f"a batch cannot be larger than the split"
+        )
+    crop, size = config.augment.crop, config.input.size
+    if crop and (crop[0] > size[0] or crop[1] > size[1]):
+        raise UserError(f"augment.crop {list(crop)} is larger than input.size {list(size)}")
+    diagnosis = doctor.check_samples({"train": train, "val": val}, dataset.classes, console=console)
+    for finding in diagnosis.errors:
+        raise UserError(
+            finding.message
+            + (
+                f" ({len(diagnosis.errors) - 1} more such findings; `batchseg check` lists them)"
+                if len(diagnosis.errors) > 1
+                else ""
+            )
+        )
+    return diagnosis
+
+
+def make_task(
+    config: TrainConfig, encoder_weights: str, dataset: Dataset, facts: doctor.Diagnosis, threads: int, board: Any
+) -> TrainTask:
+    """What every worker is told."""
+    weights = None
+    if config.training.class_weights == "sqrt_median_frequency":
+        weights = class_weights_from_counts(facts.class_pixels["train"])
+    config = config.model_copy(update={"model": config.model.model_copy(update={"encoder_weights": encoder_weights})})
+    return TrainTask(
+        config=config,
+        classes=dataset.classes,
+        train=dataset.samples("train"),
+        val=dataset.samples("val"),
+        class_weights=weights,
+        threads=threads,
+        board=board,
+        fingerprint=dataset.fingerprint(),
+    )
+
+
+def _find_weights(given: str) -> str:
+    """imagenet and none as they are, a path made absolute. Raises UserError when it does not exist."""
+    if given in ("imagenet", "none"):
+        return given
+    absolute = storage.to_absolute(given)
+    if storage.is_remote(absolute) or storage.file_type(absolute) != "file":
+        raise UserError(f"model.encoder_weights: {absolute} is no local file; allowed are imagenet, none, or a path")
+    return absolute
+
+
+def run_training(task: TrainTask, plan: cluster.WorkerPlan) -> ray.train.Checkpoint:
+    """Runs Ray Train to the end and returns the checkpoint with the best val mIoU. An earlier run goes on."""
+    load_tensorflow()  # both of these import it: late and quietly
+    from ray.train.tensorflow import TensorflowTrainer
+
+    from batchseg.train_loop import run_worker
+
+    trainer = TensorflowTrainer(
+        run_worker,
+        train_loop_config={"task": task},
+        scaling_config=ScalingConfig(
+            num_workers=plan.workers,
+            use_gpu=plan.gpus > 0,
+            resources_per_worker={"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})},
+        ),
+        run_config=RunConfig(
+            storage_path=task.config.out,
+            name=CHECKPOINT_FOLDER,
+            failure_config=FailureConfig(max_failures=task.config.cluster.max_failures),
+            # Ray keeps the newest besides the best two; what a kill cut off is never the only one.
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=2, checkpoint_score_attribute="val_miou", checkpoint_score_order="max"
+            ),
+        ),
+    )
+    result = _fit_interruptibly(trainer)
+    cluster.raise_reported(task.board)
+    checkpoints = result.best_checkpoints or []
+    if not checkpoints:
+        raise RuntimeError("Ray Train ended without a checkpoint")
+    return max(checkpoints, key=lambda pair: pair[1]["val_miou"])[0]
+
+
+def _fit_interruptibly(trainer: Any) -> Any:
+    """trainer.fit(), but Ctrl-C is a KeyboardInterrupt: Ray Train's handler ends the process with 0, and stays on."""
+    if threading.current_thread() is not threading.main_thread():
+        return trainer.fit()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        return trainer.fit()
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@ray.remote(num_cpus=1, num_gpus=0)
+def _seal_in_worker(task: TrainTask, checkpoint: Any, data: dict[str, Any]) -> BundleCard:
+    """In a process of its own: the driver has no model, and no GPU."""
+    return seal_bundle(task, checkpoint, data)
+
+
+def seal_bundle(task: TrainTask, checkpoint: ray.train.Checkpoint, data: dict[str, Any]) -> BundleCard:
+    """Checkpoint -> bundle: a float32 model with its weights, its scores, and a golden image with its mask."""
+    from batchseg.models import build_model
+    from batchseg.predict import make_forward
+
+    with checkpoint.as_directory() as folder:
+        state, arrays = read_checkpoint(folder)
+    spec = task.config.model.model_copy(update={"encoder_weights": "none"})
+    model = build_model(spec, len(task.classes), batch_norm_momentum=task.config.training.batch_norm_momentum)
+    model.set_weights(arrays["weights"])
+    canvas = _crop_center(load_sample(task.val[0], task.classes, task.geometry).fitted.canvas, task.geometry.stride)
+    golden = GoldenSample(canvas, make_forward(model)(canvas[None])[0][0])
+    return save_bundle(
+        storage.join(task.config.out, BUNDLE_FOLDER),
+        model,
+        classes=task.classes,
+        geometry=task.geometry,
+        golden=golden,
+        facts={
+            "model": task.config.model.model_dump(mode="json"),
+            "data": data,
+            "scores": {**state["scores"], "epoch": state["history"][-1]["epoch"]},
+        },
+    )
+
+
+def _crop_center(canvas: Any, stride: int) -> Any:
+    """At most _GOLDEN_SIDE pixels a side, multiples of the stride, out of the middle."""
+    height, width = (min(side, _GOLDEN_SIDE // stride * stride) for side in canvas.shape[:2])
+    top, left = (canvas.shape[0] - height) // 2, (canvas.shape[1] - width) // 2
+    return np.ascontiguousarray(canvas[top : top + height, left : left + width])
+
+
+def _data_facts(dataset: Dataset, facts: doctor.Diagnosis) -> dict[str, Any]:
+    pixels = np.asarray(facts.class_pixels["train"], np.float64)
+    return {
+        "fingerprint": dataset.fingerprint(),
+        "images": {split: len(samples) for split, samples in dataset.splits.items()},
+        "class_shares": (pixels / max(1.0, pixels.sum())).tolist(),
+        "brightness": facts.brightness,
+    }
+
+
+def _local_folder(location: str) -> Path:
+    if storage.is_remote(location):
+        raise UserError("the drawn set needs a local out; give --data for an s3:// one")
+    return Path(location)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from batchseg.cli import main
+
+    main(["train", *sys.argv[1:]])

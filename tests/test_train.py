@@ -1,0 +1,145 @@
+"""Ray Train from config to bundle: what a run leaves, resuming, refusing, bad data."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from batchseg.bundle import read_card
+from batchseg.config import load_config
+from batchseg.errors import UserError
+from batchseg.train import check_out, train_model
+
+
+def test_leaves_what_the_contract_says(trained_out: Path, drawn_data: Path) -> None:
+    for name in (
+        "config.yaml",
+        "metrics.csv",
+        "scores.json",
+        "checkpoints",
+        "bundle/model.keras",
+        "bundle/bundle.json",
+    ):
+        assert (trained_out / name).exists(), name
+    scores = json.loads((trained_out / "scores.json").read_text())
+    assert set(scores) >= {"miou", "pixel_accuracy", "images", "classes", "confusion"}
+    assert scores["images"] == 12
+    assert np.asarray(scores["confusion"]).sum() == sum(entry["pixels"] for entry in scores["classes"])
+
+
+def test_metrics_hold_every_epoch_once(trained_out: Path) -> None:
+    rows = list(csv.DictReader((trained_out / "metrics.csv").open()))
+    assert [int(row["epoch"]) for row in rows] == [1, 2]
+    assert all(0 < float(row["loss"]) < 5 for row in rows)
+
+
+def test_the_best_epoch_is_shipped(trained_out: Path) -> None:
+    rows = list(csv.DictReader((trained_out / "metrics.csv").open()))
+    best = max(float(row["val_miou"]) for row in rows)
+    assert json.loads((trained_out / "scores.json").read_text())["miou"] == pytest.approx(best, abs=1e-5)
+
+
+def test_a_finished_run_says_so_and_stays(trained_out: Path, tiny_overrides: dict[str, str]) -> None:
+    before = (trained_out / "bundle" / "bundle.json").stat().st_mtime_ns
+    result = train_model(load_config(None, {**tiny_overrides, "out": str(trained_out)}))
+    assert result.was_finished
+    assert (trained_out / "bundle" / "bundle.json").stat().st_mtime_ns == before
+
+
+def test_a_run_killed_before_its_bundle_makes_it(
+    trained_out: Path, tiny_overrides: dict[str, str], ray_session: None, tmp_path: Path
+) -> None:
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(trained_out, out)
+    shutil.rmtree(out / "bundle")
+    result = train_model(load_config(None, {**tiny_overrides, "out": str(out)}))
+    assert not result.was_finished
+    assert json.loads((out / "scores.json").read_text()) == json.loads((trained_out / "scores.json").read_text())
+    assert read_card(str(out / "bundle")).scores == read_card(str(trained_out / "bundle")).scores
+
+
+def test_an_extended_run_is_not_finished_until_it_is(
+    trained_out: Path, tiny_overrides: dict[str, str], tmp_path: Path
+) -> None:
+    """Killed after the longer config was written: the bundle of the shorter run must not pass for its end."""
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(trained_out, out)
+    longer = load_config(None, {**tiny_overrides, "out": str(out), "training.epochs": "3"})
+    (out / "config.yaml").write_text(longer.to_yaml())
+    (out / "scores.json").unlink()
+    assert check_out(longer) is None
+
+
+def test_a_run_is_not_resumed_on_other_data(
+    trained_out: Path, tiny_overrides: dict[str, str], drawn_data: Path, ray_session: None, tmp_path: Path
+) -> None:
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(trained_out, out)
+    page = drawn_data.read_text()
+    drawn_data.write_text(page.replace("name: lake", "name: pond"))
+    try:
+        with pytest.raises(UserError, match="was begun on other data"):
+            train_model(load_config(None, {**tiny_overrides, "out": str(out), "training.epochs": "3"}))
+    finally:
+        drawn_data.write_text(page)
+
+
+def test_another_config_is_refused_but_for_epochs(trained_out: Path, tiny_overrides: dict[str, str]) -> None:
+    same = {**tiny_overrides, "out": str(trained_out)}
+    with pytest.raises(
+        UserError, match=r"made with another config; differing: training\.batch_size \(8 there, 4 now\)"
+    ):
+        check_out(load_config(None, {**same, "training.batch_size": "4"}))
+    with pytest.raises(UserError, match="was made for 2 epochs; 1 is fewer"):
+        check_out(load_config(None, {**same, "training.epochs": "1"}))
+    assert check_out(load_config(None, {**same, "training.epochs": "3"})) is None
+    assert check_out(load_config(None, {**same, "cluster.workers": "1"})) is not None
+
+
+def test_the_card_knows_its_training_data(bundle: Path) -> None:
+    card = read_card(str(bundle))
+    assert card.data["images"] == {"train": 48, "val": 12, "test": 12}
+    assert sum(card.data["class_shares"]) == pytest.approx(1)
+    assert 0 < card.data["brightness"]["p1"] <= card.data["brightness"]["p99"] < 255
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training.batch_size": "49"}, "training.batch_size is 49, the train split has 48 images"),
+        ({"augment.crop": "128,128"}, r"augment.crop \[128, 128\] is larger than input.size \[96, 128\]"),
+        ({"data": "/nowhere/at/all"}, "data /nowhere/at/all does not exist"),
+        ({"model.encoder_weights": "/no/weights.h5"}, "model.encoder_weights: /no/weights.h5 is no local file"),
+    ],
+)
+def test_a_wrong_job_stops_before_anything_is_written(
+    change: dict[str, str], message: str, tiny_overrides: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=message):
+        train_model(load_config(None, {**tiny_overrides, "out": str(out), **change}))
+    assert not out.exists()
+
+
+def test_a_bad_mask_is_named_before_training(drawn_data: Path, tiny_overrides: dict[str, str], tmp_path: Path) -> None:
+    import shutil
+
+    from PIL import Image
+
+    shutil.copytree(drawn_data.parent, tmp_path / "data")
+    bad = tmp_path / "data" / "train" / "masks" / "0003.png"
+    mask = np.array(Image.open(bad))
+    mask[5, 5] = 77
+    Image.fromarray(mask).save(bad)
+    job = load_config(None, {**tiny_overrides, "data": str(tmp_path / "data"), "out": str(tmp_path / "out")})
+    with pytest.raises(UserError, match=r"0003\.png holds class id 77, but the class table has 6 classes \(0-5\)"):
+        train_model(job)
+    assert not (tmp_path / "out").exists()
