@@ -8,7 +8,15 @@ from typing import Any, NoReturn
 import click
 
 from batchseg import __version__, errors, storage
-from batchseg.config import TrainConfig, iterate_knobs, load_config
+from batchseg.cli_options import (
+    actors_option,
+    add_knobs,
+    add_segment_options,
+    address_option,
+    gpus_per_actor_option,
+    model_option,
+)
+from batchseg.config import TrainConfig, load_config
 from batchseg.console import Console, show_scores
 from batchseg.runtime import QUIET_ENVIRONMENT
 
@@ -17,18 +25,6 @@ DEFAULT_CONFIG = "batchseg.yaml"
 _EXIT_CODES = """\b
 Exit codes: 0 done; 1 internal fault; 2 wrong argument, config, data or bundle (nothing written);
 3 finished, but some images failed; 4 stopped before the end; 130 interrupted."""
-_ADDRESS_HELP = (
-    "Ray: local starts one here, auto or host:port joins a cluster. "
-    "Default: the cluster of a submitted job or of RAY_ADDRESS, else local."
-)
-
-address_option = click.option("--address", metavar="ADDRESS", help=_ADDRESS_HELP)
-model_option = click.option(
-    "--model",
-    "bundle",
-    metavar="BUNDLE",
-    help="bundle; default the one OUT was made with, then $BATCHSEG_MODEL, then the newest under runs/",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=_EXIT_CODES)
@@ -61,21 +57,7 @@ def check(data: str) -> None:
         sys.exit(errors.EXIT_USAGE)
 
 
-def _add_knobs(command: click.Command) -> click.Command:
-    """One option per knob of the config, with its help and default."""
-    for dotted, text, default in iterate_knobs():
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        command.params.append(
-            click.Option(
-                [f"--{dotted}", dotted.replace(".", "__")],
-                help=f"{text}  [{'none' if shown is None else shown}]",
-                metavar="VALUE",
-            )
-        )
-    return command
-
-
-@_add_knobs
+@add_knobs
 @cli.command()
 @click.argument("config", required=False)
 @address_option
@@ -118,66 +100,89 @@ def _load_train_config(config: str | None, overrides: dict[str, str], console: C
 @click.option("--split", help="split to score; default test if the data has one, else val")
 @click.option("--out", help="folder for scores.json")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="images per call of the model")
+@actors_option
+@gpus_per_actor_option
 @address_option
-def evaluate(
-    data: str, bundle: str | None, split: str | None, out: str | None, batch_size: int, address: str | None
-) -> None:
+def evaluate(data: str, bundle: str | None, **options: Any) -> None:
     """Score a bundle on labelled DATA through the same predictor that `segment` uses."""
     from batchseg.evaluate import evaluate_dataset
 
     console = Console()
-    scores = evaluate_dataset(
-        data,
-        bundle or _find_bundle(console),
-        split=split,
-        out=out,
-        batch_size=batch_size,
-        address=address,
-        console=console,
-    )
+    scores = evaluate_dataset(data, bundle or _find_bundle(console), **options, console=console)
     show_scores(console, f"{scores['split']} of {data}", scores)
 
 
 @cli.command()
 @click.argument("input", metavar="INPUT")
 @model_option
-@click.option("--out", metavar="OUT", help="output folder; default runs/<name of INPUT>-segmented")
+@add_segment_options
 @click.option(
-    "--write", default="parquet,png", show_default=True, help="where masks and overlays go: parquet, png or both"
-)
-@click.option("--overlays", type=click.Choice(["png", "jpg", "none"]), default="png", show_default=True)
-@click.option(
-    "--overlay-size",
-    type=click.IntRange(0),
-    default=512,
+    "--max-failed-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.9,
     show_default=True,
-    help="longest side in pixels; 0 is the image's own",
+    help="stop (exit 4) when more of the images fail, 200 or more being done; 1 is never",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="images per call of the model")
-@click.option("--actors", type=click.IntRange(1), help="model actors; default one per GPU, without GPUs one per 8 CPUs")
-@click.option("--gpus-per-actor", type=click.FloatRange(0), help="default 1 where the cluster has GPUs, else 0")
-@click.option(
-    "--max-megapixels",
-    type=click.FloatRange(0, min_open=True),
-    default=250,
-    show_default=True,
-    help="larger images become a row `too_large`",
-)
-@address_option
-def segment(input: str, bundle: str | None, out: str | None, address: str | None, **options: Any) -> None:
-    """Segment every image under INPUT (a directory): masks, overlays and one Parquet row per image under OUT.
+@click.option("--no-sanity-check", "sanity_check", flag_value=False, default=True, help="do not stop over odd results")
+@click.option("--overwrite", is_flag=True, help="begin OUT anew: remove what its rows name, then do everything")
+@click.option("--prune", is_flag=True, help="drop rows and pictures of images that INPUT holds no more")
+def segment(input: str, bundle: str | None, out: str | None, address: str | None, **flags: Any) -> None:
+    """Segment every image of INPUT: masks, overlays and one Parquet row per image under OUT.
 
+    INPUT is a directory, s3://bucket/prefix, a pattern ('photos/**/*.jpg'), one image, a list (.txt; .csv or .parquet
+    with a column `uri`), or Parquet files that hold images.
     The same line again does only what is missing: new, changed and failed images.
     """
-    from batchseg.segment import SegmentOptions, segment_images, show_result
+    from batchseg.options import SegmentOptions
+    from batchseg.segment import segment_images, show_result
 
     console = Console()
     result = segment_images(
-        input, bundle, out, options=SegmentOptions.from_flags(**options),
+        input, bundle, out, options=SegmentOptions.from_flags(**flags),
         find_bundle=lambda: _find_bundle(console), address=address, console=console,
     )  # fmt: skip
     show_result(console, result)
     if result.failed:
+        sys.exit(errors.EXIT_SOME_FAILED)
+
+
+@cli.command()
+@click.argument("input", metavar="INPUT")
+@model_option
+@add_segment_options
+@click.option("--price-per-hour", type=click.FloatRange(0), help="of the whole cluster, for an estimate of the cost")
+def plan(
+    input: str, bundle: str | None, out: str | None, address: str | None, price_per_hour: float | None, **flags: Any
+) -> None:
+    """Say what `segment` with the same arguments would do and why, and estimate time, memory, bytes and cost.
+
+    Measures on a sample of the images that are to do. Writes nothing.
+    """
+    from batchseg.options import SegmentOptions
+    from batchseg.plan import plan_job, show_plan
+
+    console, options = Console(), SegmentOptions.from_flags(**flags)
+    found = plan_job(
+        input, bundle, out, options=options, find_bundle=lambda: _find_bundle(console), address=address, console=console
+    )
+    show_plan(console, found, options, price_per_hour)
+
+
+@cli.command()
+@click.argument("out", metavar="OUT")
+@click.option("--repair", is_flag=True, help="remove what is wrong, so that the same `segment` line does it again")
+def verify(out: str, repair: bool) -> None:
+    """Look at every row and picture of OUT: nothing twice, nothing missing, every mask as its row says.
+
+    Exit code 0: everything is there; 3: something is wrong or still to do.
+    """
+    from batchseg.verify import show_verification, verify_output
+
+    console = Console()
+    with console.live() as show:
+        found = verify_output(out, repair=repair, show=show)
+    show_verification(console, found)
+    if not (found.is_clean and found.is_complete):
         sys.exit(errors.EXIT_SOME_FAILED)
 
 

@@ -67,10 +67,38 @@ class ModelConfig(_Section):
 
 
 class InputConfig(_Section):
-    size: SizeHw = Field((360, 480), description="height, width in pixels that each image is resized to")
-    fit: Literal["resize", "letterbox"] = Field(
-        "resize", description="resize stretches to `size`; letterbox keeps the aspect ratio and pads"
+    size: SizeHw = Field(
+        (360, 480), description="height, width in pixels that each image is resized to; with fit: tile those of a tile"
     )
+    fit: Literal["resize", "letterbox", "tile"] = Field(
+        "resize",
+        description="resize stretches to `size`; letterbox keeps the aspect ratio and pads; "
+        "tile leaves images at their own size and moves a window over them",
+    )
+    overlap: Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_none_to_null)] = Field(
+        None,
+        description="pixels that neighbouring tiles share, rounded up to the stride of 32; "
+        "none is a quarter of the tile's smaller side. Only with fit: tile",
+    )
+
+    @model_validator(mode="after")
+    def _check_overlap(self) -> "InputConfig":
+        if self.overlap is None:
+            return self
+        if self.fit != "tile":
+            raise ValueError(f"overlap is {self.overlap}, but fit is {self.fit}; only fit: tile has an overlap")
+        if self.overlap > min(self.size) // 2:
+            raise ValueError(
+                f"overlap is {self.overlap}; at most half of the tile's smaller side is allowed: {min(self.size) // 2}"
+            )
+        return self
+
+    @property
+    def tile_overlap(self) -> int:
+        """The overlap meant by `none` filled in; 0 where there are no tiles."""
+        if self.fit != "tile":
+            return 0
+        return min(self.size) // 4 if self.overlap is None else self.overlap
 
 
 class TrainingConfig(_Section):

@@ -34,12 +34,16 @@ class Finding:
 
 @dataclass
 class Diagnosis:
-    """class_pixels: per split, valid pixels per class. brightness: of the grey means of images, 0-255."""
+    """class_pixels: per split, valid pixels per class. brightness: of the grey means of images, 0-255.
+
+    single_class: per split, how many masks hold one class only.
+    """
 
     class_pixels: dict[str, list[int]] = field(default_factory=dict)
     checked: dict[str, int] = field(default_factory=dict)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     brightness: dict[str, float] = field(default_factory=dict)
+    single_class: dict[str, int] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -75,17 +79,18 @@ def check_samples(
     bright: list[float] = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool, progress.console.live() as show:
         for split, samples in chosen.items():
-            counts = np.zeros(len(classes), np.int64)
+            counts, single = np.zeros(len(classes), np.int64), 0
             for look in pool.map(lambda sample: _look_at(sample, classes), samples):
                 progress.count(show)
                 if isinstance(look, Finding):
                     diagnosis.findings.append(look)
                     continue
                 counts += look.class_pixels
+                single += np.count_nonzero(look.class_pixels) == 1
                 diagnosis.sizes[look.size_hw] += 1
                 bright.append(look.brightness)
             diagnosis.class_pixels[split] = counts.tolist()
-            diagnosis.checked[split] = len(samples)
+            diagnosis.checked[split], diagnosis.single_class[split] = len(samples), int(single)
     if bright:
         low, mean, high = np.percentile(bright, 1), np.mean(bright), np.percentile(bright, 99)
         diagnosis.brightness = {"p1": round(float(low), 3), "mean": round(float(mean), 3), "p99": round(float(high), 3)}

@@ -12,9 +12,9 @@ from batchseg.console import Console, CountProgress, watch_board
 from batchseg.datasets import Dataset, Sample, open_dataset
 from batchseg.errors import UserError
 from batchseg.images import DEFAULT_MAX_MEGAPIXELS
-from batchseg.metrics import ConfusionMatrix
-from batchseg.segment import Guarded, build_stream
-from batchseg.stages import FitStage, ScoreStage
+from batchseg.results import ScoreStage, sum_scores
+from batchseg.stages import FitStage
+from batchseg.stream import ModelSpec, add_last_stage, build_stream
 
 
 def evaluate_dataset(
@@ -24,6 +24,8 @@ def evaluate_dataset(
     split: str | None = None,
     out: str | None = None,
     batch_size: int = 8,
+    actors: int | None = None,
+    gpus_per_actor: float | None = None,
     address: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -32,6 +34,9 @@ def evaluate_dataset(
     Raises UserError for data or a bundle that cannot be used, or classes that differ between them.
     """
     console = console or Console.quiet()
+    out = cluster.resolve_output(out) if out else None
+    if out and storage.exists(storage.join(out, "checkpoints")):
+        raise UserError(f"--out {out} is a training run, whose scores.json are those of val; give another folder")
     card = read_card(cluster.resolve_bundle(bundle))
     check_weights(card)
     dataset = open_dataset(location)
@@ -39,22 +44,21 @@ def evaluate_dataset(
     samples = dataset.samples(split)
     _check_classes(dataset, card.classes, bundle)
     with cluster.connect(address):
-        plan = cluster.plan_stream()
+        plan = cluster.plan_stream(actors, gpus_per_actor)
         board = cluster.start_board()
         score = ScoreStage(dataset.classes, card.geometry, board)
         fit = FitStage(card.geometry, DEFAULT_MAX_MEGAPIXELS, None)
         with watch_board(board, CountProgress(console, len(samples), "scored")), cluster.unwrap_errors(board):
-            stream = build_stream(_list_samples(samples), fit, plan, card.location, batch_size, board)
-            parts = stream.map_batches(Guarded(score, board), batch_size=None, num_cpus=plan.stage_cpus).take_all()
-    problems = [line for part in parts for line in part["problems"].splitlines()]
+            stream = build_stream(_list_samples(samples), fit, ModelSpec(card.location, batch_size), plan, board)
+            parts = add_last_stage(stream, score, plan, board).take_all()
+    total, problems = sum_scores(parts, len(dataset.classes))
     if problems:
         raise UserError(f"{problems[0]} ({len(problems)} images of split {split} cannot be scored)")
-    total = ConfusionMatrix.empty(len(dataset.classes))
-    for part in parts:
-        total += ConfusionMatrix(part["counts"])
     scores = {"split": split, "bundle": card.digest, **total.to_scores(dataset.classes.names, len(samples))}
     if out:
-        storage.write_atomic(storage.join(cluster.resolve_output(out), "scores.json"), json.dumps(scores, indent=1))
+        location = storage.join(out, "scores.json")
+        storage.write_atomic(location, json.dumps(scores, indent=1))
+        console.say(f"scores: {location}")
     return scores
 
 
@@ -72,6 +76,7 @@ def _list_samples(samples: list[Sample]) -> pa.Table:
             "image_id": [sample.name for sample in samples],
             "uri": [sample.image for sample in samples],
             "mask_uri": [sample.mask for sample in samples],
+            "bytes": pa.nulls(len(samples), pa.int64()),
         }
     )
 

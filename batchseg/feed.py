@@ -25,6 +25,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _PREFETCHED_BATCHES = 3
+_VAL_IMAGES_AHEAD = 32
+_VAL_BYTES_AHEAD = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,6 @@ class Shard:
     def take(self, indices: Sequence[Item]) -> Sequence[Item]:
         """The items k, k+W, … of a list that all workers share."""
         return indices[self.rank :: self.world_size]
-
-
-@dataclass(frozen=True)
-class ValBatch:
-    """canvases: uint8 NxHxWx3. truths: N masks uint8 at each image's own size, with the plan that leads back to it."""
-
-    canvases: RgbArray
-    truths: list[MaskArray]
-    plans: list[geo.Plan]
 
 
 def draw_order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
@@ -70,7 +63,9 @@ class MemoryBudget:
 
 @dataclass(frozen=True)
 class CachedSample:
-    """canvas: uint8 HxWx3. mask: uint8, at the size of the canvas for training, of the image for val."""
+    """canvas: uint8 HxWx3. mask: uint8, at the size of the canvas for training, of the image for val. With `fit: tile`
+    both are as large as the image.
+    """
 
     canvas: RgbArray
     mask: MaskArray
@@ -149,18 +144,29 @@ class TrainFeed:
         epoch, index = job
         sample = self.cache.load(index)
         if not self.augment.enabled:
-            return sample.canvas, sample.mask
+            return geo.crop_center(sample.canvas, sample.mask, self.crop_hw)
         rng = np.random.default_rng([self.seed, epoch, index])
         return augment_pair(sample.canvas, sample.mask, rng, self.augment, self.crop_hw)
 
 
-def iterate_val(cache: SampleCache, shard: Shard, batch_size: int, threads: int) -> Iterator[ValBatch]:
-    """This worker's share of the val split; together the workers see every image once."""
-    mine = shard.take(range(len(cache)))
-    jobs = (list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size))
-    for loaded in map_batches_ahead(cache.load, jobs, threads):
-        canvases = np.stack([sample.canvas for sample in loaded])
-        yield ValBatch(canvases, [sample.mask for sample in loaded], [sample.plan for sample in loaded])
+def iterate_val(cache: SampleCache, shard: Shard, threads: int) -> Iterator[CachedSample]:
+    """This worker's share of the val split, image by image; together the workers see every image once.
+
+    A few images are loaded ahead: as many as are cheap to hold, which of large ones (`fit: tile`) is one per thread.
+    """
+    mine = deque(shard.take(range(len(cache))))
+    waiting: deque[Future[CachedSample]] = deque()
+    ahead = threads
+    with ThreadPoolExecutor(threads, thread_name_prefix="val") as pool:
+        try:
+            while mine or waiting:
+                while mine and len(waiting) < ahead:
+                    waiting.append(pool.submit(cache.load, mine.popleft()))
+                sample = waiting.popleft().result()
+                ahead = min(_VAL_IMAGES_AHEAD, max(threads, _VAL_BYTES_AHEAD // sample.canvas.nbytes))
+                yield sample
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def map_batches_ahead(

@@ -40,11 +40,15 @@ RgbArray = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the first bytes say. `size_hw` is the size a person sees, EXIF orientation applied."""
+    """What the first bytes say. `size_hw` is the size a person sees, EXIF orientation applied.
+
+    frames: pictures in the file (animations, pages, stereo pairs), of which the first is decoded; 1 where unknown.
+    """
 
     format: str
     size_hw: tuple[int, int]
     orientation: int
+    frames: int = 1
 
     @property
     def can_reduce(self) -> bool:
@@ -71,6 +75,8 @@ def probe_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> 
             header_format = image.format or "unknown"
             # Not image.getexif(): for PNG it decodes the whole picture, before the limit below is checked.
             orientation = int(Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1))
+            # Counting frames may walk through the file, so the limit comes first.
+            frames = _count_frames(image) if width * height <= max_megapixels * 1e6 else 1
     except MemoryError as error:
         raise ImageError("oom", f"no memory to read the header of {len(data)} bytes") from error
     except Exception as error:  # Pillow raises many types on bad bytes: SyntaxError, struct.error, OSError, ...
@@ -87,7 +93,17 @@ def probe_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> 
     if orientation not in range(1, 9) or header_format == "TIFF":
         orientation = 1
     size_hw = (width, height) if orientation >= 5 else (height, width)
-    return ImageHeader(header_format, size_hw, orientation)
+    return ImageHeader(header_format, size_hw, orientation, frames)
+
+
+def _count_frames(image: Image.Image) -> int:
+    """Pictures in an open file, from its headers. 1 where the file does not say, or what follows the first is damaged:
+    the first may well be whole.
+    """
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # as in probe_image
+        return 1
 
 
 def decode_image(data: bytes, header: ImageHeader, reduction: int = 1) -> RgbArray:

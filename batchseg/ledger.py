@@ -5,7 +5,7 @@
     OUT/run.json           whose folder this is
 
 A picture is written first, then the part that lists it. Whatever will be redone loses its row before the work starts,
-so a death leaves an image without a row, never with two.
+so a death leaves an image without a row, never with two. Whoever changes rows holds the lease (lease.py).
 """
 
 import hashlib
@@ -23,32 +23,38 @@ import pyarrow.parquet as pq
 from batchseg import storage
 from batchseg.classes import ClassTable
 from batchseg.errors import UserError
-from batchseg.images import is_image_name
+from batchseg.row_index import INDEX_COLUMNS, STATUSES, TIME, build_index, find_losers, group_by_part
 
-STATUSES = ("ok", "error")
 RUN_FILE = "run.json"
 MANIFEST_FILE = "manifest.parquet"
+CLASSES_FILE = "classes.json"
+LOG_FILE = "batchseg.log"
+LEASE_FILE = "lease.json"
+PICTURE_FOLDERS = ("masks", "overlays", "scores")
+OVERWRITING = "overwriting"
+"""The state in run.json of a folder that is being emptied: what is left in it is good for nothing."""
+
 _STAGING = ".tmp"
-_THREADS = 16
-_STALE_SECONDS = 3600
+_READ_THREADS = 16
+_REWRITE_THREADS = 4  # each holds a whole part, pictures included
 
-_TIME = pa.timestamp("us", tz="UTC")
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_RLE = pa.list_(pa.struct([("class_id", pa.int32()), ("size", pa.list_(pa.int32())), ("counts", pa.string())]))
 
-MANIFEST_SCHEMA = pa.schema(
-    [("image_id", pa.string()), ("uri", pa.string()), ("bytes", pa.int64()), ("modified", _TIME)]
-)
 _ROW_FIELDS = [
     ("image_id", pa.string()),
     ("uri", pa.string()),
     ("input_bytes", pa.int64()),
-    ("input_modified", _TIME),
+    ("input_modified", TIME),
     ("height", pa.int32()),
     ("width", pa.int32()),
+    ("note", pa.string()),
     ("error_kind", pa.string()),
     ("error", pa.string()),
     ("mask", _PICTURE),
     ("overlay", _PICTURE),
+    ("score_map", _PICTURE),
+    ("rle", _RLE),
     ("class_pixels", pa.list_(pa.int64())),
     ("mean_confidence", pa.float32()),
     ("uncertain_share", pa.float32()),
@@ -57,9 +63,9 @@ _ROW_FIELDS = [
     ("seconds", pa.float32()),
     ("attempts", pa.int32()),
 ]
-_INDEX_COLUMNS = ["image_id", "input_bytes", "input_modified", "run", "attempts"]
+PICTURE_COLUMNS = [name for name, kind in _ROW_FIELDS if kind == _PICTURE]
 # The features of Hugging Face datasets, so that masks and overlays show as images there.
-_HUGGING_FACE = {"info": {"features": {"mask": {"_type": "Image"}, "overlay": {"_type": "Image"}}}}
+_HUGGING_FACE = {"info": {"features": {name: {"_type": "Image"} for name in PICTURE_COLUMNS}}}
 
 
 def make_row_schema(classes: ClassTable) -> pa.Schema:
@@ -68,41 +74,17 @@ def make_row_schema(classes: ClassTable) -> pa.Schema:
     return pa.schema(_ROW_FIELDS, metadata=metadata)
 
 
+class DamagedPartError(UserError):
+    """A part that is no whole Parquet file."""
+
+
 @dataclass(frozen=True)
 class Work:
-    """What a run has to do. todo: manifest rows with `attempts` so far. redone: ids whose rows must go first."""
+    """What a run has to do. todo: manifest rows with `attempts` so far. redone: ids (strings) whose rows go first."""
 
     todo: pa.Table
-    redone: list[str]
+    redone: pa.Array
     reasons: dict[str, int]
-
-
-def list_images(location: str, exclude: str) -> pa.Table:
-    """The manifest of a folder: every image under it, in the order of their ids. `exclude` is a folder to leave out.
-
-    Raises UserError when the folder is missing or holds no image.
-    """
-    kind = storage.file_type(location)
-    if kind == "missing":
-        raise UserError(f"INPUT {location} does not exist")
-    if kind == "file":
-        raise UserError(f"INPUT {location} is a file; a directory is allowed")
-    prefix = exclude.rstrip("/") + "/"
-    found = [
-        entry
-        for entry in storage.list_files(location)
-        if is_image_name(entry.path) and not entry.location.startswith(prefix)
-    ]
-    if not found:
-        raise UserError(f"INPUT {location} holds no image (.jpg, .png, .tif, .webp, …), at any depth")
-    columns = [
-        [e.path for e in found],
-        [e.location for e in found],
-        [e.size_bytes for e in found],
-        [e.modified for e in found],
-    ]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, MANIFEST_SCHEMA, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=MANIFEST_SCHEMA)
 
 
 def list_parts(out: str) -> list[tuple[str, str]]:
@@ -118,55 +100,81 @@ def list_parts(out: str) -> list[tuple[str, str]]:
 
 
 def read_index(out: str) -> pa.Table:
-    """Of every row: image_id, input_bytes, input_modified, run, attempts, and the status and part it lies in."""
+    """Of every row: image_id, input_bytes, input_modified, run, attempts, and the status and part it lies in.
+
+    Raises DamagedPartError.
+    """
     parts = list_parts(out)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        tables = list(pool.map(_read_part_index, parts))
-    schema = pa.schema(
-        [(n, t) for n, t in _ROW_FIELDS if n in _INDEX_COLUMNS] + [("status", pa.string()), ("part", pa.string())]
-    )
-    return pa.concat_tables([schema.empty_table(), *tables])
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        return build_index(parts, list(pool.map(lambda part: read_part(part[1], INDEX_COLUMNS), parts)))
 
 
-def _read_part_index(part: tuple[str, str]) -> pa.Table:
-    status, location = part
-    table = _read_part(location, _INDEX_COLUMNS).replace_schema_metadata(None)
-    constant = [pa.repeat(pa.scalar(text, pa.string()), len(table)) for text in (status, location)]
-    return table.append_column("status", constant[0]).append_column("part", constant[1])
+def empty_index() -> pa.Table:
+    """The index of a folder without rows."""
+    return build_index([], [])
 
 
-def _read_part(location: str, columns: list[str] | None = None) -> pa.Table:
+def read_part(location: str, columns: list[str] | None = None) -> pa.Table:
+    """The rows of one part. Raises DamagedPartError."""
+    return storage.retry_io(lambda: _read_part_once(location, columns))
+
+
+def _read_part_once(location: str, columns: list[str] | None) -> pa.Table:
     fs, path = storage.filesystem_of(location)
     with fs.open_input_file(path) as stream:
-        return pq.ParquetFile(stream).read(columns=columns)
+        try:
+            return pq.ParquetFile(stream, page_checksum_verification=True).read(columns=columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and (error.errno or storage.is_remote(location)):
+                raise  # of the disk or the network; what the decoder raises has no number
+            raise DamagedPartError(
+                f"{location} is damaged ({error}). `batchseg verify OUT --repair` deletes it, "
+                f"then the same line does its images again."
+            ) from error
 
 
 def plan_work(manifest: pa.Table, index: pa.Table) -> Work:
     """Compares the listing with the rows: new, changed (size or time) and failed images are to do, the others done."""
-    renamed = index.select([*_INDEX_COLUMNS[:3], "attempts", "status"])
-    joined = manifest.join(renamed, keys="image_id", join_type="left outer").sort_by("image_id")
-    is_new = pc.is_null(joined["status"])
-    same = pc.and_(
-        pc.equal(joined["bytes"], joined["input_bytes"]), pc.equal(joined["modified"], joined["input_modified"])
+    place = pc.index_in(manifest["image_id"], value_set=_as_ids(index["image_id"]))
+    row = index.select(["input_bytes", "input_modified", "attempts", "status"]).take(place)
+    is_new = pc.is_null(place)
+    is_same = pc.and_(
+        _are_same(manifest["bytes"], row["input_bytes"]), _are_same(manifest["modified"], row["input_modified"])
     )
-    is_changed = pc.and_(pc.invert(is_new), pc.invert(pc.fill_null(same, False)))
-    has_failed = pc.and_(pc.fill_null(pc.equal(joined["status"], "error"), False), pc.invert(is_changed))
+    is_changed = pc.and_not(pc.invert(is_new), is_same)
+    has_failed = pc.and_not(pc.fill_null(pc.equal(row["status"], "error"), False), is_changed)
     redone = pc.or_(is_changed, has_failed)
     wanted = pc.or_(is_new, redone)
-    todo = joined.filter(wanted).select([*MANIFEST_SCHEMA.names, "attempts"])
-    todo = todo.set_column(4, "attempts", pc.fill_null(todo["attempts"], 0).cast(pa.int32()))
+    todo = manifest.append_column("attempts", pc.fill_null(row["attempts"], 0)).filter(wanted).sort_by("image_id")
     reasons = {
         "new": pc.sum(is_new).as_py() or 0,
         "changed": pc.sum(is_changed).as_py() or 0,
         "failed before": pc.sum(has_failed).as_py() or 0,
-        "done": len(joined) - len(todo),
+        "done": len(manifest) - len(todo),
     }
-    return Work(todo.combine_chunks(), joined.filter(redone)["image_id"].to_pylist(), reasons)
+    return Work(todo.combine_chunks(), _as_ids(manifest["image_id"].filter(redone)), reasons)
+
+
+def _are_same(now: pa.ChunkedArray, then: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Equal, or both unknown: a listed file that is missing has neither size nor time, and neither has its row."""
+    return pc.or_(pc.fill_null(pc.equal(now, then), False), pc.and_(pc.is_null(now), pc.is_null(then)))
+
+
+def _as_ids(image_ids: pa.ChunkedArray | Iterable[str]) -> pa.Array:
+    if isinstance(image_ids, pa.ChunkedArray):
+        return image_ids.combine_chunks()
+    return image_ids if isinstance(image_ids, pa.Array) else pa.array(list(image_ids), pa.string())
 
 
 def commit_part(out: str, rows: pa.Table, status: str, run: int) -> str:
-    """Writes rows as one part and returns its location. The same rows of the same run always get the same name."""
-    digest = hashlib.sha256("\0".join(sorted(rows["image_id"].to_pylist())).encode()).hexdigest()[:16]
+    """Writes rows as one part and returns its location. The same rows of the same run always get the same name.
+
+    Raises ValueError when an image stands in them twice: such a pair could never be settled, as rows leave by their id.
+    """
+    image_ids = sorted(rows["image_id"].to_pylist())
+    if len(set(image_ids)) < len(image_ids):
+        raise ValueError(f"a part of run {run} would hold an image twice: {image_ids}")
+    digest = hashlib.sha256("\0".join(image_ids).encode()).hexdigest()[:16]
     location = storage.join(out, "rows", f"status={status}", f"part-{run:06d}-{digest}.parquet")
     write_table(location, rows, out)
     return location
@@ -175,9 +183,9 @@ def commit_part(out: str, rows: pa.Table, status: str, run: int) -> str:
 def write_table(location: str, table: pa.Table, out: str) -> None:
     """Parquet in memory first, then one atomic write: a stream to the final name would show halves."""
     buffer = pa.BufferOutputStream()
-    # Pictures are compressed already; zstd serves the columns beside them.
-    pq.write_table(table, buffer, compression="zstd")
-    storage.write_atomic(location, buffer.getvalue().to_pybytes(), staging_of(out))
+    # Pictures are compressed already; zstd serves the columns beside them. Checksums show what a disk has lost.
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    storage.write_atomic(location, buffer.getvalue().to_pybytes(), staging_of(out), durable=True)
 
 
 def staging_of(out: str) -> str | None:
@@ -186,26 +194,27 @@ def staging_of(out: str) -> str | None:
 
 
 def sweep_staging(out: str) -> None:
-    """Deletes what a killed run left half-written; nothing younger than an hour, which another run may be writing."""
+    """Deletes what a killed run left half-written. The caller holds the lease, so nobody else is writing there."""
     staging = staging_of(out)
-    if not staging or not storage.exists(staging):
-        return
-    for entry in storage.list_files(staging, hidden=True):
-        if (datetime.now(UTC) - entry.modified).total_seconds() > _STALE_SECONDS:
+    if staging and storage.exists(staging):
+        for entry in storage.list_files(staging, hidden=True):
             storage.delete_file(entry.location)
 
 
-def subtract(out: str, index: pa.Table, image_ids: Iterable[str]) -> int:
-    """Takes rows out of their parts: a part is replaced by the rest under its name, or deleted with no rest."""
-    gone = pa.array(sorted(set(image_ids)), pa.string())
-    hit = index.filter(pc.is_in(index["image_id"], value_set=gone))
-    for location in sorted(set(hit["part"].to_pylist())):
-        _drop_rows(out, location, gone)
+def subtract(out: str, index: pa.Table, image_ids: pa.Array | Iterable[str]) -> int:
+    """Takes rows out of their parts: a part is replaced by the rest under its name, or deleted with no rest.
+
+    Returns how many rows of `index` went.
+    """
+    hit = index.filter(pc.is_in(index["image_id"], value_set=_as_ids(image_ids)))
+    with ThreadPoolExecutor(_REWRITE_THREADS) as pool:
+        list(pool.map(lambda group: drop_rows(out, *group), group_by_part(hit)))
     return len(hit)
 
 
-def _drop_rows(out: str, location: str, image_ids: pa.Array) -> None:
-    table = _read_part(location)
+def drop_rows(out: str, location: str, image_ids: pa.Array) -> None:
+    """Takes the rows of these images out of one part."""
+    table = read_part(location)
     rest = table.filter(pc.invert(pc.is_in(table["image_id"], value_set=image_ids)))
     if len(rest):
         write_table(location, rest, out)
@@ -216,31 +225,24 @@ def _drop_rows(out: str, location: str, image_ids: pa.Array) -> None:
 def settle(out: str) -> pa.Table:
     """Leaves each image one row: of the higher run, then `ok`, then of the smaller part name. Returns the index."""
     index = read_index(out)
-    if pc.count_distinct(index["image_id"]).as_py() == len(index):
+    losers = find_losers(index)
+    if not len(losers):
         return index
-    ranked = index.sort_by(
-        [("image_id", "ascending"), ("run", "descending"), ("status", "descending"), ("part", "ascending")]
-    )
-    ids = ranked["image_id"].to_pylist()
-    losers: dict[str, list[str]] = {}
-    for before, image_id, part in zip(ids, ids[1:], ranked["part"].to_pylist()[1:], strict=False):
-        if before == image_id:
-            losers.setdefault(part, []).append(image_id)
-    for part, image_ids in losers.items():
-        _drop_rows(out, part, pa.array(image_ids, pa.string()))
+    for part, image_ids in group_by_part(losers):
+        drop_rows(out, part, image_ids)
     return read_index(out)
 
 
 def count_rows(index: pa.Table, manifest: pa.Table) -> dict[str, int]:
     """`manifest`: images listed; `ok` and `error`: their rows; `gone`: rows of images that are listed no more."""
-    is_listed = pc.is_in(index["image_id"], value_set=manifest["image_id"].combine_chunks())
+    is_listed = pc.is_in(index["image_id"], value_set=_as_ids(manifest["image_id"]))
     listed = index.filter(is_listed)
     counts = {status: pc.sum(pc.equal(listed["status"], status)).as_py() or 0 for status in STATUSES}
     return {"manifest": len(manifest), **counts, "gone": len(index) - len(listed)}
 
 
 def read_run(out: str) -> dict[str, Any] | None:
-    """run.json of an output folder, None where the folder is new or empty.
+    """run.json of an output folder, None where the folder is new or holds no more than a lease and a log.
 
     Raises UserError for a folder with something in it that is not ours.
     """
@@ -253,13 +255,18 @@ def read_run(out: str) -> dict[str, Any] | None:
         if not isinstance(run, dict):
             raise UserError(f"OUT {out}: {RUN_FILE} is damaged: it holds no mapping")
         return run
-    if storage.file_type(out) == "file" or (storage.exists(out) and next(iter(storage.list_files(out)), None)):
+    is_file = storage.file_type(out) == "file"
+    if is_file or (
+        storage.exists(out) and any(entry.path not in (LEASE_FILE, LOG_FILE) for entry in storage.list_files(out))
+    ):
         raise UserError(f"OUT {out} exists and is not an output of batchseg (it has no {RUN_FILE}); give another --out")
     return None
 
 
 def check_same_run(out: str, before: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """Raises UserError naming what differs when OUT was made with other parameters."""
+    """Raises UserError naming what differs when OUT was made with other parameters, or is half removed."""
+    if before.get("state") == OVERWRITING:
+        raise UserError(f"OUT {out}: an --overwrite was cut short and half of it is gone; give --overwrite again")
     old = before.get("parameters", {})
     differing = [
         f"{key} ({old.get(key)!r} there, {value!r} now)" for key, value in parameters.items() if old.get(key) != value
@@ -272,7 +279,17 @@ def check_same_run(out: str, before: dict[str, Any], parameters: dict[str, Any])
 
 def write_run(out: str, run: dict[str, Any]) -> None:
     """Replaces run.json."""
-    storage.write_atomic(storage.join(out, RUN_FILE), json.dumps(run, indent=1), staging_of(out))
+    storage.write_atomic(storage.join(out, RUN_FILE), json.dumps(run, indent=1), staging_of(out), durable=True)
+
+
+def forget_run(out: str) -> None:
+    """Takes run.json and what belongs to it away again, where a first run came to nothing; not where there are rows.
+
+    Pictures without row count as something, too: without run.json the folder would be a stranger's.
+    """
+    if not list_parts(out) and not any(storage.exists(storage.join(out, name)) for name in PICTURE_FOLDERS):
+        for name in (MANIFEST_FILE, CLASSES_FILE, RUN_FILE):
+            storage.delete_file(storage.join(out, name))
 
 
 def format_now() -> str:

@@ -1,155 +1,71 @@
-"""The batch job: every image under INPUT becomes a mask, an overlay and one row under OUT.
+"""The batch job: every image of INPUT becomes a mask, an overlay and one row under OUT, exactly once.
 
-list -> diff with rows -> fetch+decode+fit -> [model] -> restore+render+write -> rows -> settle
+list -> compare with rows -> lease -> settle -> subtract -> stream (stream.py) -> settle
 """
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
-import ray.data
-from ray.data import ActorPoolStrategy, Datasink
 
-from batchseg import __version__, cluster, ledger, storage
+from batchseg import __version__, clearing, cluster, ledger, storage
 from batchseg.bundle import BundleCard, check_weights, read_card
 from batchseg.console import Console, CountProgress, format_duration, watch_board
-from batchseg.errors import UserError
-from batchseg.images import DEFAULT_MAX_MEGAPIXELS
-from batchseg.stages import FitStage, PredictStage, WriteStage
+from batchseg.errors import StoppedError, UserError
+from batchseg.images import decode_image
+from batchseg.lease import Lease, find_holder
+from batchseg.listing import Listing, list_input
+from batchseg.options import SegmentOptions
+from batchseg.results import JobFacts, WriteStage
+from batchseg.sanity import Band, SanityCheck
+from batchseg.stages import Decode, FitStage
+from batchseg.stream import Committer, ModelSpec, add_last_stage, build_stream
 
-_ROWS_PER_PART = 64
-_IN_FLIGHT_PER_ACTOR = 4
-_WRITES = ("parquet", "png")
-_OVERLAYS = ("png", "jpg", "none")
-
-
-@dataclass(frozen=True)
-class SegmentOptions:
-    """What goes where. No option changes what the model sees.
-
-    overlay_size: longest side in pixels; 0 is the image's own.
-    """
-
-    write: tuple[str, ...] = _WRITES
-    overlays: str = "png"
-    overlay_size: int = 512
-    batch_size: int = 8
-    actors: int | None = None
-    gpus_per_actor: float | None = None
-    max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
-
-    def __post_init__(self) -> None:
-        if not self.write or set(self.write) - set(_WRITES):
-            raise UserError(f"--write is {','.join(self.write)!r}; allowed are parquet, png or parquet,png")
-        if self.overlays not in _OVERLAYS:
-            raise UserError(f"--overlays is {self.overlays!r}; allowed are {', '.join(_OVERLAYS)}")
-
-    @classmethod
-    def from_flags(cls, write: str, **flags: Any) -> "SegmentOptions":
-        """From the command line, where `write` is a list with commas."""
-        return cls(write=tuple(sorted({part.strip() for part in write.split(",") if part.strip()})), **flags)
+_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """ok and failed count the rows of the images listed, after the run; `reasons` what it had to do and why."""
+    """ok and failed count the rows of the images listed, after the run; `reasons` what it had to do and why.
+
+    gone: rows of images that INPUT holds no more. pruned: such rows that were dropped. seconds: 0 if nothing was done.
+    """
 
     out: str
     ok: int
     failed: int
+    gone: int
+    pruned: int
     reasons: dict[str, int]
     seconds: float
 
 
-def segment_images(
-    location: str,
-    bundle: str | None = None,
-    out: str | None = None,
-    *,
-    options: SegmentOptions | None = None,
-    find_bundle: Callable[[], str] | None = None,
-    address: str | None = None,
-    console: Console | None = None,
-) -> SegmentResult:
-    """Segments every image under a folder that has no row yet, or whose row has failed or is of an older file.
-
-    bundle: default the one that OUT was made with, then what find_bundle() names.
-    out: default runs/<name of INPUT>-segmented.
-    Raises UserError before anything is written if something is wrong.
-    """
-    console, options = console or Console.quiet(), options or SegmentOptions()
-    source = storage.to_absolute(location)
-    out = cluster.resolve_output(out or f"runs/{storage.name_of(source)}-segmented")
-    if out == source:
-        raise UserError(f"OUT {out} is INPUT itself; give another --out")
-    before = ledger.read_run(out)
-    card = read_card(cluster.resolve_bundle(_choose_bundle(bundle, find_bundle, before, console)))
-    job = _open_job(source, out, before, card, options)
-    with console.status(f"listing {source}"):
-        manifest = ledger.list_images(source, exclude=out)
-        index = ledger.settle(out)
-        work = ledger.plan_work(manifest, index)
-    reasons = ", ".join(f"{count} {why}" for why, count in work.reasons.items() if count)
-    console.say(f"{source}: {len(manifest)} images ({reasons}) -> {out}")
-    started = time.monotonic()
-    if len(work.todo):
-        with cluster.connect(address):
-            _prepare_out(job, manifest, console)
-            ledger.subtract(out, index, work.redone)
-            stream_images(work.todo, job, console)
-        index = ledger.settle(out)
-    seconds = time.monotonic() - started if len(work.todo) else 0.0
-    counts = ledger.count_rows(index, manifest)
-    if len(work.todo) or (before or {}).get("counts") != counts or (before or {}).get("state") != "complete":
-        job.finish(manifest, counts, seconds, len(work.todo))
-    return SegmentResult(out, counts["ok"], counts["error"], work.reasons, seconds)
-
-
-def _open_job(
-    source: str, out: str, before: dict[str, Any] | None, card: BundleCard, options: SegmentOptions
-) -> "_Job":
-    """Raises UserError when the bundle was changed, or OUT was made with something else."""
-    check_weights(card)
-    parameters = _list_parameters(source, card, options)
-    if before:
-        ledger.check_same_run(out, before, parameters)
-    return _Job(out, (before or {}).get("run", 0) + 1, card, parameters, options)
-
-
-def _prepare_out(job: "_Job", manifest: pa.Table, console: Console) -> None:
-    """Makes OUT ours before the first picture, and clears what a killed run left half-written."""
-    storage.make_folder(job.out)
-    cluster.check_shared(job.out)
-    job.record("running", {"manifest": len(manifest)})
-    console.log_into(job.out)
-    ledger.sweep_staging(job.out)
-    storage.write_atomic(storage.join(job.out, "classes.json"), _describe_classes(job.card), ledger.staging_of(job.out))
-
-
 @dataclass(frozen=True)
-class _Job:
+class SegmentJob:
+    """What is done: where, with what, why. before: run.json as it was found."""
+
     out: str
-    run: int
     card: BundleCard
+    listing: Listing
     parameters: dict[str, Any]
     options: SegmentOptions
+    before: dict[str, Any] | None
+    decode: Decode
 
-    def finish(self, manifest: pa.Table, counts: dict[str, int], seconds: float, done: int) -> None:
-        """Writes the listing, what came of it, and how fast."""
-        ledger.write_table(storage.join(self.out, ledger.MANIFEST_FILE), manifest, self.out)
-        speed = (
-            {"images": done, "seconds": round(seconds, 1), "images_per_second": round(done / seconds, 2)}
-            if done
-            else {}
-        )
-        self.record("complete", counts, speed)
+    @property
+    def run(self) -> int:
+        return int((self.before or {}).get("run", 0)) + 1
 
-    def record(self, state: str, counts: dict[str, int], speed: dict[str, float] | None = None) -> None:
+    def read_index(self) -> pa.Table:
+        """The rows that count: none where OUT is begun anew."""
+        return ledger.empty_index() if self.options.overwrite else ledger.read_index(self.out)
+
+    def record(self, state: str, counts: dict[str, int], speed: dict[str, Any] | None = None) -> None:
         """Writes run.json."""
         ledger.write_run(
             self.out,
@@ -166,86 +82,182 @@ class _Job:
         )
 
 
-def stream_images(todo: pa.Table, job: _Job, console: Console) -> None:
-    """The stream itself. Raises UserError or StoppedError that a stage met."""
-    card, options = job.card, job.options
-    plan = cluster.plan_stream(options.actors, options.gpus_per_actor)
-    board = cluster.start_board()
-    overlay_suffix = None if options.overlays == "none" else f".{options.overlays}"
-    fit = FitStage(card.geometry, options.max_megapixels, options.overlay_size if overlay_suffix else None)
-    write = WriteStage(
-        job.out, job.run, card.digest, card.classes, card.geometry,
-        "parquet" in options.write, "png" in options.write, overlay_suffix, board,
-    )  # fmt: skip
-    with watch_board(board, CountProgress(console, len(todo), "segmented")), cluster.unwrap_errors(board):
-        images = build_stream(todo, fit, plan, card.location, options.batch_size, board)
-        rows = images.map_batches(Guarded(write, board), batch_size=None, num_cpus=plan.stage_cpus)
-        rows.write_datasink(RowSink(job.out, job.run, board), ray_remote_args={"num_cpus": plan.stage_cpus})
+def segment_images(
+    location: str,
+    bundle: str | None = None,
+    out: str | None = None,
+    *,
+    options: SegmentOptions | None = None,
+    find_bundle: Callable[[], str] | None = None,
+    address: str | None = None,
+    console: Console | None = None,
+    decode: Decode = decode_image,
+) -> SegmentResult:
+    """Segments every image of INPUT that has no row yet, or whose row has failed or is of an older file.
+
+    bundle: default the one that OUT was made with, then what find_bundle() names.
+    out: default runs/<name of INPUT>-segmented. decode: as images.decode_image.
+    Raises UserError before anything is written if something is wrong, StoppedError for a run that ended early.
+    """
+    console, options = console or Console.quiet(), options or SegmentOptions()
+    job = open_job(location, bundle, out, options, find_bundle, console, decode)
+    work = ledger.plan_work(job.listing.manifest, job.read_index())
+    reasons = ", ".join(f"{count} {why}" for why, count in work.reasons.items() if count)
+    console.say(f"{job.listing.root}: {len(job.listing.manifest)} images ({reasons}) -> {job.out}")
+    if not len(work.todo) and job.before and job.before["state"] == "complete" and not options.prune:
+        counts = ledger.count_rows(ledger.read_index(job.out), job.listing.manifest)
+        if counts == job.before["counts"]:
+            return SegmentResult(job.out, counts["ok"], counts["error"], counts["gone"], 0, work.reasons, 0.0)
+    if not len(work.todo):
+        with Lease.acquire(job.out, say=console.say) as lease:
+            return _run(job, None, lease, console)
+    with cluster.connect(address):
+        plan = cluster.plan_stream(options.actors, options.gpus_per_actor)
+        with Lease.acquire(job.out, say=console.say) as lease:
+            cluster.check_shared(job.out)
+            return _run(job, plan, lease, console)
 
 
-def build_stream(
-    todo: pa.Table, fit: FitStage, plan: cluster.StreamPlan, bundle: str, batch_size: int, board: Any
-) -> ray.data.Dataset:
-    """Table with `uri` -> dataset with `ids`. Stages that scale apart; `evaluate` takes the same ones."""
-    cluster.configure_data()
-    return (
-        ray.data.from_arrow(todo)
-        # Small blocks: the actors get work at once, and nothing spills. A block is two batches.
-        .repartition(target_num_rows_per_block=2 * batch_size)
-        .map_batches(fit, batch_size=None, num_cpus=plan.stage_cpus)
-        .map_batches(
-            ModelActor,
-            fn_constructor_kwargs={
-                "board": board, "bundle": bundle, "batch_size": batch_size, "threads": plan.threads,
-            },
-            batch_size=2 * batch_size,
-            compute=ActorPoolStrategy(
-                min_size=plan.actors, max_size=plan.actors, max_tasks_in_flight_per_actor=_IN_FLIGHT_PER_ACTOR
-            ),
-            num_cpus=plan.cpus,
-            num_gpus=plan.gpus or None,
+def open_job(
+    location: str,
+    bundle: str | None,
+    out: str | None,
+    options: SegmentOptions,
+    find_bundle: Callable[[], str] | None,
+    console: Console,
+    decode: Decode = decode_image,
+) -> SegmentJob:
+    """Looks at everything and writes nothing. Raises UserError when something is wrong."""
+    source = storage.to_absolute(location)
+    out = cluster.resolve_output(out or f"runs/{storage.name_of(source)}-segmented")
+    before = ledger.read_run(out)
+    if holder := find_holder(out):
+        raise UserError(
+            f"OUT {out} is in use by another job ({holder}). Wait until it has ended, stop it, or give another --out."
         )
-    )  # fmt: skip
+    card = read_card(cluster.resolve_bundle(_choose_bundle(bundle, find_bundle, before, console)))
+    check_weights(card)
+    with console.live() as show:
+        listing = list_input(source, options.listing, leave_out=out, show=show)
+    parameters = {"input": listing.root, "bundle_digest": card.digest, **options.list_parameters()}
+    if before and not options.overwrite:
+        ledger.check_same_run(out, before, parameters)
+    if listing.note:
+        console.say(listing.note)
+    return SegmentJob(out, card, listing, parameters, options, before, decode)
 
 
-class Guarded:
-    """A stage whose UserError or StoppedError the driver gets to see."""
+def _run(job: SegmentJob, plan: cluster.StreamPlan | None, lease: Lease, console: Console) -> SegmentResult:
+    """Everything that writes. plan: None where there is nothing to stream."""
+    started = time.monotonic()
+    manifest = job.listing.manifest
+    _prepare_out(job, console)
+    index = ledger.settle(job.out)
+    pruned = clearing.prune(job.out, index, manifest["image_id"]) if job.options.prune else 0
+    index = ledger.read_index(job.out) if pruned else index
+    work = ledger.plan_work(manifest, index)
+    speed: dict[str, Any] = {}
+    if len(work.todo) and plan:
+        try:
+            ledger.subtract(job.out, index, work.redone)
+            speed = _stream(job, work.todo, plan, lease, console)
+        except UserError:
+            if job.before is None:
+                ledger.forget_run(job.out)
+            raise
+        except (KeyboardInterrupt, StoppedError) as stop:
+            with suppress(UserError, OSError):
+                state = "interrupted" if isinstance(stop, KeyboardInterrupt) else "stopped"
+                job.record(state, ledger.count_rows(ledger.read_index(job.out), manifest))
+            raise
+        lease.check()
+        index = ledger.settle(job.out)
+        clearing.delete_failed_pictures(job.out, index, job.run)
+    counts = ledger.count_rows(index, manifest)
+    if counts["ok"] + counts["error"] != len(manifest):
+        raise StoppedError(
+            f"{counts['ok'] + counts['error']} of {len(manifest)} images have a row; the same line does the others"
+        )
+    job.record("complete", counts, speed)
+    seconds = time.monotonic() - started if len(work.todo) else 0.0
+    return SegmentResult(job.out, counts["ok"], counts["error"], counts["gone"], pruned, work.reasons, seconds)
 
-    def __init__(self, stage: Callable[[Any], Any], board: Any):
-        self._stage, self._board = stage, board
 
-    def __call__(self, batch: Any) -> Any:
-        with cluster.report_errors(self._board):
-            return self._stage(batch)
-
-
-class ModelActor(Guarded):
-    """PredictStage in an actor of its own; a bundle that this machine cannot run ends the job with its message."""
-
-    def __init__(self, board: Any, bundle: str, batch_size: int, threads: int):
-        with cluster.report_errors(board):
-            super().__init__(PredictStage(bundle, batch_size, threads), board)
+def _prepare_out(job: SegmentJob, console: Console) -> None:
+    """Makes OUT ours before the first picture, and clears what a killed run left half-written."""
+    if job.options.overwrite and job.before:
+        clearing.remove_output(job.out)
+    job.record("running", {"manifest": len(job.listing.manifest)})
+    console.log_into(job.out)
+    ledger.sweep_staging(job.out)
+    classes = json.dumps(job.card.classes.to_json(), indent=1)
+    storage.write_atomic(storage.join(job.out, ledger.CLASSES_FILE), classes, ledger.staging_of(job.out))
+    ledger.write_table(storage.join(job.out, ledger.MANIFEST_FILE), job.listing.manifest, job.out)
 
 
-class RowSink(Datasink[int]):
-    """Commits rows as parts of OUT, failed rows apart."""
+def _stream(
+    job: SegmentJob, todo: pa.Table, plan: cluster.StreamPlan, lease: Lease, console: Console
+) -> dict[str, Any]:
+    """The stream, its rows committed as they come. Returns how fast. Raises UserError or StoppedError of a stage."""
+    started, board, options = time.monotonic(), cluster.start_board(), job.options
+    facts = JobFacts(
+        job.out, job.run, lease.token, job.card.digest, job.card.classes, job.card.geometry, _find_band(job.card)
+    )
+    fit = FitStage(
+        job.card.geometry, options.max_megapixels, options.overlay_size if options.overlay_suffix else None, job.decode
+    )
+    model = ModelSpec(job.card.location, options.batch_size, options.inference)
+    committer = Committer(facts, board)
+    with watch_board(board, CountProgress(console, len(todo), "segmented")), cluster.unwrap_errors(board):
+        rows = add_last_stage(
+            build_stream(todo, fit, model, plan, board),
+            WriteStage(facts, options, options.inference, board),
+            plan,
+            board,
+        )
+        try:
+            _commit_all(rows, committer, job, lease, board, console)
+        except (KeyboardInterrupt, StoppedError):
+            # What is there is kept; where even that fails, the next run does it again.
+            with suppress(UserError, StoppedError, OSError, ray.exceptions.RayError):
+                committer.finish()
+            raise
+    return _describe_speed(len(todo), time.monotonic() - started, ray.get(board.read.remote()))
 
-    def __init__(self, out: str, run: int, board: Any):
-        self._out, self._run, self._board = out, run, board
 
-    @property
-    def min_rows_per_write(self) -> int:
-        return _ROWS_PER_PART
+def _commit_all(
+    rows: ray.data.Dataset, committer: Committer, job: SegmentJob, lease: Lease, board: Any, console: Console
+) -> None:
+    """Drives the stream to its end, with an eye on how it goes."""
+    share = job.card.data.get("single_class_share")
+    check = SanityCheck(share, _find_band(job.card), job.options.max_failed_share, job.options.sanity_check)
+    due = cluster.Throttle(_LOOK_SECONDS)
+    for bundle in rows.iter_internal_ref_bundles():
+        committer.add(bundle)
+        if due.is_due():
+            lease.check()
+            for warning in check.judge(ray.get(board.read.remote())):
+                console.say(warning)
+    committer.finish()
 
-    def write(self, blocks: Iterable[Any], ctx: Any) -> int:
-        """Called in a task; a retried one writes the same names again."""
-        rows = pa.concat_tables([pa.table(block) if isinstance(block, dict) else block for block in blocks])
-        has_failed = pc.is_valid(rows["error_kind"])
-        with cluster.report_errors(self._board):
-            for status, part in (("ok", rows.filter(pc.invert(has_failed))), ("error", rows.filter(has_failed))):
-                if len(part):
-                    ledger.commit_part(self._out, part, status, self._run)
-        return len(rows)
+
+def _find_band(card: BundleCard) -> Band | None:
+    found = card.data.get("brightness") or {}
+    return Band(found["p1"], found["p99"]) if {"p1", "p99"} <= set(found) else None
+
+
+def _describe_speed(images: int, seconds: float, state: dict[str, Any]) -> dict[str, Any]:
+    """Images per second of the run, and per busy second of each stage."""
+    stages = {name.removeprefix("busy/"): value for name, value in state.items() if name.startswith("busy/")}
+    return {
+        "images": images,
+        "seconds": round(seconds, 1),
+        "images_per_second": round(images / seconds, 2),
+        "stages": {
+            name: {"busy_seconds": round(busy, 2), "images_per_busy_second": round(images / max(busy, 1e-9), 2)}
+            for name, busy in stages.items()
+        },
+    }
 
 
 def _choose_bundle(
@@ -262,27 +274,16 @@ def _choose_bundle(
     return find_bundle()
 
 
-def _list_parameters(source: str, card: BundleCard, options: SegmentOptions) -> dict[str, Any]:
-    """What one OUT has one of: another value would mix rows that cannot be told apart."""
-    return {
-        "input": source,
-        "bundle_digest": card.digest,
-        "write": list(options.write),
-        "overlays": options.overlays,
-        "overlay_size": options.overlay_size,
-    }
-
-
-def _describe_classes(card: BundleCard) -> str:
-    return json.dumps(card.classes.to_json(), indent=1)
-
-
 def show_result(console: Console, result: SegmentResult) -> None:
     """The table at the end of `segment`."""
     if not result.seconds:
         console.say("nothing to do: every image has its row")
     done = sum(count for why, count in result.reasons.items() if why != "done")
     rows = [["ok", f"{result.ok:,}"], ["failed", f"{result.failed:,}"]]
+    if result.gone:
+        rows.append(["gone from INPUT", f"{result.gone:,}"])
+    if result.pruned:
+        rows.append(["pruned", f"{result.pruned:,}"])
     if result.seconds:
         rows += [
             ["this run", f"{done:,}"],

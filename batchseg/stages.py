@@ -1,15 +1,15 @@
-"""The three stages that an image passes in segment and evaluate, as plain callables on batches of columns.
+"""The first two stages that an image passes in segment and evaluate, as plain callables on Arrow tables.
 
-    manifest rows -> FitStage (CPU) -> PredictStage (model actor) -> WriteStage or ScoreStage (CPU)
+    manifest rows -> FitStage (CPU) -> PredictStage (model actor) -> WriteStage or ScoreStage (CPU; see results.py)
 
-A batch is a dict of numpy columns. Pixels stay uint8; class scores never leave PredictStage. No stage but PredictStage
-imports Keras.
+Pixels stay uint8 and are held once; class scores never leave PredictStage. Only PredictStage imports Keras.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import UTC
 from typing import Any
 
 import cv2
@@ -17,225 +17,223 @@ import numpy as np
 import pyarrow as pa
 
 from batchseg import geometry as geo
-from batchseg import images, ledger, render, storage
-from batchseg.classes import ClassTable, MaskArray
-from batchseg.datasets import Sample
-from batchseg.datasets.sample import load_mask
-from batchseg.errors import ImageError, UserError, describe_no_space
-from batchseg.images import RgbArray
-from batchseg.metrics import ConfusionMatrix
+from batchseg import images, render
+from batchseg.columns import pack_pictures, replace_columns, unpack_picture
+from batchseg.errors import ImageError
+from batchseg.fetching import fetch_image
+from batchseg.images import ImageHeader, RgbArray
+from batchseg.isolation import ChildDiedError, IsolatedFunction
 
-Batch = dict[str, Any]
+Decode = Callable[[bytes, ImageHeader, int], RgbArray]
+
+FETCHES_AT_ONCE = 8
+DEATHS_TO_BLAME = 3
+"""An image that has killed so many children, each alone, is a `crash`."""
+
+_TABLE_BYTES = 64 * 2**20
+_CHILD_TIMEOUT_S = 300
+_CHILD_SPARE_BYTES = 2**30
+_BYTES_PER_PIXEL = 16  # of a codec at work: the pixels, their copy in another order, 16 bits a channel
+
+
+@dataclass(frozen=True)
+class FittedPicture:
+    """canvas: what the model sees, uint8 HxWx3. preview: what an overlay is drawn on. brightness: mean grey, 0-255."""
+
+    canvas: RgbArray
+    size_hw: tuple[int, int]
+    preview: RgbArray
+    brightness: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an image has no canvas."""
+
+    kind: str
+    message: str
 
 
 @dataclass(frozen=True)
 class FitStage:
-    """Fetch, decode, fit. Adds `canvas` uint8 HxWx3, `height`, `width`, `preview`, `error_kind`, `error`, `seconds`.
+    """Fetch, decode, fit. Adds `canvas`, `preview`, `height`, `width`, `brightness`, `note`, `seconds`, and for what
+    cannot be used `error_kind` and `error`. Yields tables of at most 64 MB of pixels, or of one image.
 
-    preview: the picture for an overlay, RGB bytes of preview_h x preview_w, from overlay_size (None: none is made).
+    overlay_size: longest side of the preview (0: the image's own; None: none is made). decode: as images.decode_image.
     """
 
     geometry: geo.Geometry
     max_megapixels: float
     overlay_size: int | None
+    decode: Decode = images.decode_image
 
-    def __call__(self, batch: Batch) -> Batch:
-        made = [self._fit(str(uri)) for uri in batch["uri"]]
-        columns: Batch = {name: np.array([item[name] for item in made]) for name in made[0] if name != "preview"}
-        columns["preview"] = _as_objects([item["preview"] for item in made])
-        return {**batch, **columns}
+    def __call__(self, todo: pa.Table, *, isolates: bool = False) -> Iterator[pa.Table]:
+        """isolates: decode in a child process, because an earlier attempt at these images took its process down."""
+        cv2.setNumThreads(1)  # a task has one core; a pool would not survive a fork either
+        with self._open_fit(isolates) as fit, ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
+            fetched = pool.map(_fetch, todo["uri"].to_pylist(), _rows_of(todo), todo["bytes"].to_pylist())
+            start, made, size = 0, [], 0
+            for index, (data, fetch_seconds) in enumerate(fetched):
+                started = time.perf_counter()
+                picture = data if isinstance(data, Failure) else fit(data)
+                made.append((picture, fetch_seconds + time.perf_counter() - started))
+                size += picture.canvas.nbytes + picture.preview.nbytes if isinstance(picture, FittedPicture) else 0
+                if size >= _TABLE_BYTES:
+                    yield _append_columns(todo.slice(start, len(made)), made)
+                    start, made, size = index + 1, [], 0
+            if made:
+                yield _append_columns(todo.slice(start, len(made)), made)
 
-    def _fit(self, uri: str) -> dict[str, Any]:
-        started = time.perf_counter()
-        canvas, size_hw = np.zeros((*self.geometry.canvas_hw, 3), np.uint8), (0, 0)
-        preview, kind, message = np.zeros((0, 0, 3), np.uint8), "", ""
-        try:
-            data = read_image(uri)
-            fitted = geo.fit_encoded(data, self.geometry, self.max_megapixels)
-            canvas, size_hw = fitted.canvas, fitted.plan.image_hw
-            if self.overlay_size is not None:
-                preview = make_preview(data, fitted, self.overlay_size)
-        except ImageError as error:
-            kind, message = error.kind, str(error)
-        except MemoryError:
-            kind, message = "oom", f"{uri} needs more memory than there is to decode"
-        return {
-            "canvas": canvas, "height": size_hw[0], "width": size_hw[1], "error_kind": kind, "error": message,
-            "preview": preview.tobytes(), "preview_h": preview.shape[0], "preview_w": preview.shape[1],
-            "seconds": time.perf_counter() - started,
-        }  # fmt: skip
+    def _open_fit(self, isolates: bool) -> Any:
+        """A context with a function bytes -> FittedPicture | Failure."""
+        if not isolates:
+            return nullcontext(self._fit_here)
+        return _IsolatedFit(self.fit_picture, int(self.max_megapixels * 1e6) * _BYTES_PER_PIXEL + _CHILD_SPARE_BYTES)
+
+    def _fit_here(self, data: bytes) -> FittedPicture | Failure:
+        return describe_failure(self.fit_picture, data)
+
+    def fit_picture(self, data: bytes) -> FittedPicture:
+        """One encoded image. Raises ImageError or MemoryError."""
+        header = images.probe_image(data, self.max_megapixels)
+        fitted = geo.fit_encoded(data, self.geometry, self.max_megapixels, decode=self.decode)
+        preview = np.zeros((0, 0, 3), np.uint8)
+        if self.overlay_size is not None:
+            preview = make_preview(data, header, fitted.decoded, self.overlay_size, self.decode)
+        height, width = fitted.plan.content_hw
+        red, green, blue, _ = cv2.mean(fitted.canvas[:height, :width])
+        note = f"first of {header.frames} frames" if header.frames > 1 else ""
+        return FittedPicture(
+            fitted.canvas, fitted.plan.image_hw, preview, 0.299 * red + 0.587 * green + 0.114 * blue, note
+        )
 
 
-def read_image(uri: str) -> bytes:
-    """The bytes of an image. Raises ImageError `missing`, `denied` or `read`."""
+def describe_failure(function: Callable[[bytes], FittedPicture], data: bytes) -> FittedPicture | Failure:
+    """function(data), its errors about this one image as a Failure."""
     try:
-        return storage.read_bytes(uri)
-    except FileNotFoundError as error:
-        raise ImageError("missing", f"{uri} does not exist any more") from error
-    except PermissionError as error:
-        raise ImageError("denied", f"{uri} may not be read: {error}") from error
-    except OSError as error:
-        raise ImageError("read", f"{uri} cannot be read: {error}") from error
+        return function(data)
+    except ImageError as error:
+        return Failure(error.kind, str(error))
+    except MemoryError:
+        return Failure("oom", f"{len(data)} bytes of image need more memory than there is to decode")
 
 
-def make_preview(data: bytes, fitted: geo.FittedImage, longest: int) -> RgbArray:
+class _IsolatedFit:
+    """Fits each image in a child. One that kills three children, each time alone in it, is a `crash`."""
+
+    def __init__(self, function: Callable[[bytes], FittedPicture], memory_bytes: int):
+        self._child = IsolatedFunction(function, memory_bytes=memory_bytes, timeout_s=_CHILD_TIMEOUT_S)
+
+    def __enter__(self) -> Callable[[bytes], FittedPicture | Failure]:
+        return self.fit
+
+    def __exit__(self, *_: object) -> None:
+        self._child.close()
+
+    def fit(self, data: bytes) -> FittedPicture | Failure:
+        reason = ""
+        for _ in range(DEATHS_TO_BLAME):
+            try:
+                return describe_failure(self._child, data)
+            except ChildDiedError as death:
+                reason = str(death)
+        return Failure("crash", f"decoding killed its process {DEATHS_TO_BLAME} times ({reason})")
+
+
+def _fetch(uri: str, row: int | None, listed_bytes: int | None) -> tuple[bytes | Failure, float]:
+    """(the bytes of an image or why there are none, seconds)."""
+    started = time.perf_counter()
+    try:
+        data: bytes | Failure = fetch_image(uri, row, listed_bytes)
+    except ImageError as error:
+        data = Failure(error.kind, str(error))
+    return data, time.perf_counter() - started
+
+
+def _rows_of(todo: pa.Table) -> list[int | None]:
+    """The row in a Parquet file; None for an image that is a file."""
+    return todo["row"].to_pylist() if "row" in todo.column_names else [None] * len(todo)
+
+
+def _append_columns(todo: pa.Table, made: list[tuple[FittedPicture | Failure, float]]) -> pa.Table:
+    none = np.zeros((0, 0, 3), np.uint8)
+    nothing = FittedPicture(none, (0, 0), none, 0.0, "")
+    pictures = [picture if isinstance(picture, FittedPicture) else nothing for picture, _ in made]
+    failures = [failure if isinstance(failure, Failure) else None for failure, _ in made]
+    return replace_columns(
+        todo,
+        canvas=pack_pictures([picture.canvas for picture in pictures]),
+        preview=pack_pictures([picture.preview for picture in pictures]),
+        height=pa.array([picture.size_hw[0] for picture in pictures], pa.int32()),
+        width=pa.array([picture.size_hw[1] for picture in pictures], pa.int32()),
+        brightness=pa.array([picture.brightness for picture in pictures], pa.float32()),
+        note=pa.array([picture.note or None for picture in pictures], pa.string()),
+        error_kind=pa.array([failure.kind if failure else None for failure in failures], pa.string()),
+        error=pa.array([failure.message if failure else None for failure in failures], pa.string()),
+        seconds=pa.array([seconds for _, seconds in made], pa.float32()),
+    )
+
+
+def make_preview(data: bytes, header: ImageHeader, decoded: RgbArray, longest: int, decode: Decode) -> RgbArray:
     """The picture that an overlay is drawn on, its longest side at most `longest` (0: its own size).
 
     Decodes again when the model was content with fewer pixels: no output option changes what the model sees.
     """
-    header = images.probe_image(data, float("inf"))
     wanted_hw = render.scale_to_longest(header.size_hw, longest)
-    picture = fitted.decoded
+    picture = decoded
     if picture.shape[0] < wanted_hw[0] or picture.shape[1] < wanted_hw[1]:
-        picture = images.decode_image(
-            data, header, geo.choose_reduction(header.size_hw, wanted_hw) if header.can_reduce else 1
-        )
+        picture = decode(data, header, geo.choose_reduction(header.size_hw, wanted_hw) if header.can_reduce else 1)
     if picture.shape[:2] == wanted_hw:
         return picture
     return np.asarray(cv2.resize(picture, wanted_hw[::-1], interpolation=cv2.INTER_AREA), np.uint8)
 
 
 class PredictStage:
-    """Holds the model. Replaces `canvas` by `ids` uint8 HxW and adds `mean_confidence` and `uncertain_share`."""
+    """Holds the model. Replaces `canvas` by `ids` and `scores`, adds `mean_confidence` and `uncertain_share`."""
 
-    def __init__(self, bundle: str, batch_size: int, threads: int):
+    def __init__(self, bundle: str, batch_size: int, threads: int, inference: Any):
         from batchseg.predict import Predictor
 
-        self._predictor = Predictor(bundle, batch_size=batch_size, threads=threads)
+        self._predictor = Predictor(bundle, batch_size=batch_size, threads=threads, options=inference)
 
-    def __call__(self, batch: Batch) -> Batch:
-        from batchseg.predict import summarize_confidence
-
+    def __call__(self, table: pa.Table) -> pa.Table:
         started = time.perf_counter()
-        canvases = batch.pop("canvas")
-        good = np.flatnonzero(batch["error_kind"] == "")
-        ids = np.zeros(canvases.shape[:3], np.uint8)
-        shares = np.zeros((len(ids), 2))
-        if len(good):
-            ids[good], confidence = self._predictor.run(canvases[good])
-            for index, sure in zip(good, confidence, strict=True):
-                plan = geo.make_plan(
-                    (int(batch["height"][index]), int(batch["width"][index])), self._predictor.card.geometry
-                )
-                shares[index] = summarize_confidence(sure, plan)
-        spent = (time.perf_counter() - started) / max(1, len(good))
-        return {
-            **batch, "ids": ids, "mean_confidence": shares[:, 0], "uncertain_share": shares[:, 1],
-            "seconds": batch["seconds"] + spent * (batch["error_kind"] == ""),
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class WriteStage:
-    """Restore, render, write pictures. Returns rows of the ledger; those with an `error_kind` have failed."""
-
-    out: str
-    run: int
-    bundle_digest: str
-    classes: ClassTable
-    geometry: geo.Geometry
-    to_parquet: bool
-    to_png: bool
-    overlay_suffix: str | None
-    board: Any
-
-    def __call__(self, batch: Batch) -> pa.Table:
-        records = [
-            self._finish({name: column[i] for name, column in batch.items()}) for i in range(len(batch["image_id"]))
+        geometry = self._predictor.card.geometry
+        good = [index for index, kind in enumerate(table["error_kind"].to_pylist()) if kind is None]
+        sizes = list(zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True))
+        plans = [geo.make_plan(sizes[index], geometry) for index in good]
+        canvases = [
+            unpack_picture(table["canvas"], index, (*plan.canvas_hw, 3))
+            for index, plan in zip(good, plans, strict=True)
         ]
-        failed = sum(record["error_kind"] is not None for record in records)
-        self.board.add.remote(ok=len(records) - failed, failed=failed)
-        return pa.Table.from_pylist(records, schema=ledger.make_row_schema(self.classes))
-
-    def _finish(self, item: dict[str, Any]) -> dict[str, Any]:
-        started = time.perf_counter()
-        record: dict[str, Any] = {
-            "image_id": str(item["image_id"]),
-            "uri": str(item["uri"]),
-            "input_bytes": int(item["bytes"]),
-            "input_modified": np.datetime64(item["modified"], "us").item().replace(tzinfo=UTC),
-            "height": int(item["height"]) or None,
-            "width": int(item["width"]) or None,
-            "error_kind": str(item["error_kind"]) or None,
-            "error": str(item["error"]) or None,
-            "bundle": self.bundle_digest,
-            "run": self.run,
-            "attempts": int(item["attempts"]) + 1,
-        }
-        if record["error_kind"] is None:
-            try:
-                record |= self._write_pictures(record["image_id"], item)
-            except ImageError as error:
-                record |= {"error_kind": error.kind, "error": str(error)}
-        if record["error_kind"] and item["attempts"]:
-            self._delete_pictures(record["image_id"])
-        record["seconds"] = float(item["seconds"]) + time.perf_counter() - started
-        return record
-
-    def _delete_pictures(self, image_id: str) -> None:
-        """Pictures of an earlier file of this name, which was an image, do not outlive its row."""
-        for path in (f"masks/{image_id}.png", f"overlays/{image_id}{self.overlay_suffix}"):
-            storage.delete_file(storage.join(self.out, path))
-
-    def _write_pictures(self, image_id: str, item: dict[str, Any]) -> dict[str, Any]:
-        plan = geo.make_plan((int(item["height"]), int(item["width"])), self.geometry)
-        mask = geo.restore_mask(np.asarray(item["ids"]), plan)
-        pictures = {"mask": (f"masks/{image_id}.png", images.encode_mask(mask, self.classes.palette)), "overlay": None}
-        if self.overlay_suffix:
-            preview = np.frombuffer(item["preview"], np.uint8).reshape(
-                int(item["preview_h"]), int(item["preview_w"]), 3
-            )
-            overlay = render.draw_overlay(preview, mask, self.classes.palette)
-            path = f"overlays/{image_id}{self.overlay_suffix}"
-            pictures["overlay"] = (path, images.encode_image(overlay, self.overlay_suffix))
-        counts = np.bincount(mask.ravel(), minlength=256)[: len(self.classes)]
-        return {
-            **{name: self._store(*picture) if picture else None for name, picture in pictures.items()},
-            "class_pixels": counts.tolist(),
-            "mean_confidence": float(item["mean_confidence"]),
-            "uncertain_share": float(item["uncertain_share"]),
-        }
-
-    def _store(self, path: str, data: bytes) -> dict[str, Any]:
-        if self.to_png:
-            try:
-                storage.write_atomic(storage.join(self.out, path), data, ledger.staging_of(self.out))
-            except OSError as error:
-                if full := describe_no_space(error):
-                    raise full from error
-                raise ImageError("write", f"{path} cannot be written: {error}") from error
-        return {"bytes": data if self.to_parquet else None, "path": path if self.to_png else None}
+        predicted = dict(zip(good, self._predictor.run(canvases, plans), strict=True))
+        spent = (time.perf_counter() - started) / max(1, len(good))
+        return _append_predictions(table, predicted, spent)
 
 
-@dataclass(frozen=True)
-class ScoreStage:
-    """Restores masks and compares them with the truth: one confusion matrix per batch, and what could not be used."""
-
-    classes: ClassTable
-    geometry: geo.Geometry
-    board: Any
-
-    def __call__(self, batch: Batch) -> Batch:
-        total, problems = ConfusionMatrix.empty(len(self.classes)), []
-        for index in range(len(batch["image_id"])):
-            if batch["error_kind"][index]:
-                problems.append(f"image {batch['uri'][index]} cannot be used: {batch['error'][index]}")
-                continue
-            size_hw = (int(batch["height"][index]), int(batch["width"][index]))
-            sample = Sample(str(batch["image_id"][index]), str(batch["uri"][index]), str(batch["mask_uri"][index]))
-            try:
-                truth = load_mask(sample, self.classes, size_hw)
-            except UserError as error:
-                problems.append(str(error))
-                continue
-            mask: MaskArray = geo.restore_mask(np.asarray(batch["ids"][index]), geo.make_plan(size_hw, self.geometry))
-            total += ConfusionMatrix.from_masks(truth, mask, len(self.classes))
-        self.board.add.remote(ok=len(batch["image_id"]))
-        return {"counts": total.counts[None], "problems": _as_objects(["\n".join(problems)])}
-
-
-def _as_objects(values: Sequence[Any]) -> Any:
-    """A column of Python objects; numpy would turn equal-length bytes into a fixed type and cut their zeros off."""
-    column = np.empty(len(values), object)
-    column[:] = values
-    return column
+def _append_predictions(table: pa.Table, predicted: dict[int, Any], seconds_each: float) -> pa.Table:
+    """predicted: by row, the CanvasPrediction or the ImageError of it; rows that failed before have none."""
+    none = np.zeros(0, np.uint8)
+    kinds, messages = table["error_kind"].to_pylist(), table["error"].to_pylist()
+    ids, scores, confidences, uncertain = [], [], [], []
+    for index in range(len(table)):
+        found = predicted.get(index)
+        if isinstance(found, ImageError):
+            kinds[index], messages[index], found = found.kind, str(found), None
+        ids.append(none if found is None else found.ids)
+        scores.append(none if found is None or found.scores is None else found.scores)
+        confidences.append(0.0 if found is None else found.mean_confidence)
+        uncertain.append(0.0 if found is None else found.uncertain_share)
+    spent = [seconds + seconds_each * (row in predicted) for row, seconds in enumerate(table["seconds"].to_pylist())]
+    return replace_columns(
+        table,
+        drop=["canvas"],
+        ids=pack_pictures(ids),
+        scores=pack_pictures(scores),
+        mean_confidence=pa.array(confidences, pa.float32()),
+        uncertain_share=pa.array(uncertain, pa.float32()),
+        error_kind=pa.array(kinds, pa.string()),
+        error=pa.array(messages, pa.string()),
+        seconds=pa.array(spent, pa.float32()),
+    )

@@ -1,22 +1,33 @@
-"""Files on this machine or under s3://, through pyarrow.fs: read, write atomically, list, delete.
+"""Files on this machine or under s3://: read, write atomically, list, delete; what can pass is tried again.
 
 A location is a plain string: a local path (relative ones count from the working directory) or `s3://bucket/key`.
+S3 goes through pyarrow.fs with the credentials, region and endpoint that the AWS_* variables or ~/.aws name.
 """
 
 import os
 import posixpath
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.fs as pafs
 
 from batchseg.errors import UserError
+from batchseg.retries import retry_io as retry_io
 
 _SCHEMES = ("s3",)
+_LOCAL = pafs.LocalFileSystem()
+# The SDK's own 1 s and 3 s are too short for a store under load, such as when it joins the parts of an upload.
+_CONNECT_TIMEOUT_S = 5.0
+_REQUEST_TIMEOUT_S = 20.0
+# Of one request; retry_io tries the whole operation again.
+_SDK_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,13 @@ class FileEntry:
     modified: datetime
 
 
+class FileStamp(NamedTuple):
+    """What tells one version of a file from the next. modified_us: microseconds since 1970, UTC."""
+
+    size_bytes: int
+    modified_us: int
+
+
 def is_remote(location: str) -> bool:
     """True for s3:// locations."""
     return "://" in location
@@ -39,7 +57,7 @@ def to_absolute(location: str | os.PathLike[str]) -> str:
     text = os.fspath(location)
     if not is_remote(text):
         return os.path.abspath(os.path.expanduser(text))
-    _filesystem(text)
+    _split_scheme(text)
     return text.rstrip("/")
 
 
@@ -61,36 +79,66 @@ def folder_of(location: str) -> str:
     return posixpath.dirname(location.rstrip("/"))
 
 
-@lru_cache(maxsize=8)
-def _s3_filesystem(endpoint: str | None) -> pafs.FileSystem:
-    if endpoint is None:
-        return pafs.S3FileSystem()
-    return pafs.S3FileSystem(endpoint_override=endpoint)
-
-
-def _filesystem(location: str) -> tuple[pafs.FileSystem, str]:
+def filesystem_of(location: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow file system of a location, and the path in it. Its errors are not translated: see retry_io."""
     if not is_remote(location):
         return _LOCAL, os.path.abspath(os.path.expanduser(location))
+    path = _split_scheme(location)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    has_region = endpoint or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    return _connect_s3(endpoint, None if has_region else path.partition("/")[0], settings), path
+
+
+def _split_scheme(location: str) -> str:
     scheme, _, path = location.partition("://")
     if scheme not in _SCHEMES:
         raise UserError(f"{location}: unknown scheme {scheme}://; allowed are a local path and s3://")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return _s3_filesystem(endpoint), path
+    if not path.strip("/"):
+        raise UserError(f"{location} names no bucket; write s3://bucket/key")
+    return path
 
 
-_LOCAL = pafs.LocalFileSystem()
-
-
-def filesystem_of(location: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow file system of a location, and the path in it."""
-    return _filesystem(location)
+@lru_cache(maxsize=8)
+def _connect_s3(
+    endpoint: str | None, unknown_bucket: str | None, settings: tuple[tuple[str, str], ...]
+) -> pafs.FileSystem:
+    """One client for each state of the AWS_* variables (`settings`). A bucket without a set region is asked for it."""
+    region = None
+    if unknown_bucket:
+        with suppress(OSError):  # then the region that the SDK finds in ~/.aws or on the machine
+            region = pafs.resolve_s3_region(unknown_bucket)
+    region = region or dict(settings).get("AWS_REGION") or dict(settings).get("AWS_DEFAULT_REGION")
+    return pafs.S3FileSystem(
+        region=region,
+        endpoint_override=endpoint,
+        # One PUT for up to 10 MB instead of the three requests of a multi-part upload.
+        allow_delayed_open=True,
+        # Not False: then an upload whose second part fails is completed on closing, and a short object appears.
+        background_writes=True,
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        request_timeout=_REQUEST_TIMEOUT_S,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_SDK_ATTEMPTS),
+    )
 
 
 def read_bytes(location: str) -> bytes:
     """The whole file. Raises FileNotFoundError, PermissionError or another OSError."""
-    fs, path = _filesystem(location)
-    with fs.open_input_stream(path) as stream:
-        return bytes(stream.read())
+    return retry_io(lambda: read_once(location))
+
+
+def read_once(location: str) -> bytes:
+    """read_bytes without a second attempt. Raises OSError also when fewer bytes arrive than the store said."""
+    if not is_remote(location):
+        with open(os.path.expanduser(location), "rb") as file:
+            return file.read()
+    fs, path = filesystem_of(location)
+    # Not open_input_stream: its read() asks for 256 KiB at a time, which is 46 requests for 12 MB.
+    with fs.open_input_file(path) as stream:
+        data = bytes(stream.readall())
+        if len(data) != stream.size():
+            raise OSError(f"{location}: {len(data)} of {stream.size()} bytes arrived")
+        return data
 
 
 def read_text(location: str) -> str:
@@ -98,34 +146,79 @@ def read_text(location: str) -> str:
     return read_bytes(location).decode("utf-8")
 
 
-def write_atomic(location: str, data: bytes | str, staging: str | None = None) -> None:
+def write_atomic(location: str, data: bytes | str, staging: str | None = None, *, durable: bool = False) -> None:
     """Writes `data` so that a reader sees the old file or the new one, never a part.
 
     On a local disk it goes to a temporary name and is renamed (in `staging`, a folder on the same disk, so that what a
     killed process leaves lies in one place; without it beside the target). On S3 one PUT is atomic already.
+    durable: the file also outlives a loss of power that follows at once. It costs a wait for the disk, so it is for the
+    few files that say what is done; a killed process loses nothing either way. S3 is always durable.
     """
     payload = data.encode() if isinstance(data, str) else data
-    fs, path = _filesystem(location)
     if is_remote(location):
-        with fs.open_output_stream(path) as stream:
-            stream.write(payload)
+        # In a thread, where Ctrl-C does not reach: an exception between open and close would publish a part.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(retry_io, lambda: _put(location, payload)).result()
         return
-    folder = Path(path).parent
-    temporary = Path(staging or folder) / f".{uuid.uuid4().hex}.tmp"
+    path = Path(os.path.abspath(os.path.expanduser(location)))
+    temporary = Path(staging or path.parent) / f".{uuid.uuid4().hex}.tmp"
+    retry_io(lambda: _replace(path, payload, temporary, durable))
+
+
+def _put(location: str, payload: bytes) -> None:
+    fs, path = filesystem_of(location)
+    with fs.open_output_stream(path) as stream:
+        stream.write(payload)
+
+
+def _replace(path: Path, payload: bytes, temporary: Path, durable: bool) -> None:
     temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
-        temporary.write_bytes(payload)
-        folder.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(payload)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary, path)
+        if durable:
+            _sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in it last."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def stat_file(location: str) -> FileStamp | None:
+    """Size and time of a regular file, links followed; None for anything else. Raises PermissionError or OSError."""
+    if not is_remote(location):
+        path = Path(os.path.expanduser(location))
+        with suppress(FileNotFoundError, NotADirectoryError):
+            found = retry_io(path.stat)
+            return FileStamp(found.st_size, found.st_mtime_ns // 1000) if path.is_file() else None
+        return None
+    fs, path_in_bucket = filesystem_of(location)
+    info = retry_io(lambda: fs.get_file_info(path_in_bucket))
+    return stamp_of(info) if info.type == pafs.FileType.File else None
+
+
+def stamp_of(info: pafs.FileInfo) -> FileStamp:
+    """Of an entry that pyarrow has listed."""
+    return FileStamp(info.size or 0, (info.mtime_ns or 0) // 1000)
+
+
 def file_type(location: str) -> str:
     """`file`, `folder` or `missing`. An S3 prefix with something under it is a folder."""
-    fs, path = _filesystem(location)
-    kind = fs.get_file_info(path).type
+    fs, path = filesystem_of(location)
+    kind = retry_io(lambda: fs.get_file_info(path)).type
     return {pafs.FileType.File: "file", pafs.FileType.Directory: "folder"}.get(kind, "missing")
 
 
@@ -134,27 +227,34 @@ def exists(location: str) -> bool:
     return file_type(location) != "missing"
 
 
+def list_infos(location: str, *, recursive: bool) -> list[tuple[str, pafs.FileInfo]]:
+    """Everything under a folder, as path relative to it and what pyarrow says. Raises FileNotFoundError.
+
+    On S3 a recursive listing is one request for each 1,000 keys.
+    """
+    fs, root = filesystem_of(location)
+    root = root.rstrip("/")
+    infos = retry_io(lambda: fs.get_file_info(pafs.FileSelector(root, recursive=recursive)))
+    return [(info.path[len(root) + 1 :], info) for info in infos]
+
+
 def list_files(location: str, *, recursive: bool = True, hidden: bool = False) -> Iterator[FileEntry]:
     """Yields the files under a folder in the order of their paths.
 
     hidden: also those with a part of the path that starts with a dot.
     Raises FileNotFoundError when the folder is missing, UserError for a name that is not UTF-8.
     """
-    fs, root = _filesystem(location)
-    root = root.rstrip("/")
-    infos = fs.get_file_info(pafs.FileSelector(root, recursive=recursive))
     try:
-        infos = sorted(infos, key=lambda entry: entry.path)
+        found = sorted(list_infos(location, recursive=recursive), key=lambda entry: entry[0])
     except UnicodeDecodeError as error:
         raise UserError(f"{location}: a file name under it is not UTF-8 ({error.object!r}); rename it") from None
-    for info in infos:
-        relative = info.path[len(root) + 1 :]
+    for relative, info in found:
         if info.type != pafs.FileType.File:
             continue
         if not hidden and any(part.startswith(".") for part in relative.split("/")):
             continue
         modified = info.mtime or datetime.fromtimestamp(0, UTC)
-        yield FileEntry(relative, posixpath.join(location, relative), info.size or 0, modified.astimezone(UTC))
+        yield FileEntry(relative, f"{location.rstrip('/')}/{relative}", info.size or 0, modified.astimezone(UTC))
 
 
 def make_folder(location: str) -> None:
@@ -164,14 +264,16 @@ def make_folder(location: str) -> None:
 
 
 def delete_file(location: str) -> None:
-    """Deletes one file; a missing one is no error."""
-    fs, path = _filesystem(location)
-    if fs.get_file_info(path).type == pafs.FileType.File:
-        fs.delete_file(path)
+    """Deletes one file; a missing one is no error, and a folder stays."""
+    fs, path = filesystem_of(location)
+    if is_remote(location) or fs.get_file_info(path).type == pafs.FileType.File:
+        with suppress(FileNotFoundError):
+            retry_io(lambda: fs.delete_file(path))
 
 
 def delete_folder(location: str) -> None:
     """Deletes a folder with all that is in it; a missing one is no error."""
-    fs, path = _filesystem(location)
-    if fs.get_file_info(path).type == pafs.FileType.Directory:
-        fs.delete_dir(path)
+    fs, path = filesystem_of(location)
+    if file_type(location) == "folder":
+        with suppress(FileNotFoundError):
+            retry_io(lambda: fs.delete_dir(path))

@@ -14,13 +14,13 @@ from batchseg import geometry as geo
 from batchseg import storage
 from batchseg.cluster import Throttle, report_errors
 from batchseg.config import ModelConfig
-from batchseg.errors import UserError
+from batchseg.errors import ImageError, UserError
 from batchseg.feed import MemoryBudget, SampleCache, Shard, TrainFeed, iterate_val
 from batchseg.losses import cross_entropy, dice
 from batchseg.metrics import ConfusionMatrix
 from batchseg.models import build_model, download_weights
 from batchseg.optimizers import build_optimizer
-from batchseg.predict import Forward, make_forward
+from batchseg.predict import make_runner
 from batchseg.runtime import load_tensorflow
 from batchseg.train_step import LossTerm, make_step, sum_counts
 from batchseg.train_task import TrainTask, list_variables, read_checkpoint, write_checkpoint
@@ -111,7 +111,7 @@ class Worker:
         # Val scores what will be shipped: a float32 twin, whatever training computes in.
         keras.config.set_dtype_policy("float32")
         self.twin = build_model(config.model.model_copy(update={"encoder_weights": "none"}), **model_options)
-        self.forward: Forward = make_forward(self.twin)
+        self.runner = make_runner(self.twin, self.task.geometry.stride, VAL_BATCH_SIZE)
         self.step = make_step(self.tf, self.strategy, self.model, self.optimizer, self._loss_terms())
 
     def _loss_terms(self) -> list[LossTerm]:
@@ -140,12 +140,14 @@ class Worker:
         """The confusion matrix over the whole val split, at each image's own size, equal on every worker."""
         self.twin.set_weights(self.model.get_weights())
         total = ConfusionMatrix.empty(len(self.task.classes))
-        batches = iterate_val(self.val_cache, self.shard, VAL_BATCH_SIZE, max(2, self.task.threads))
-        count = -(-len(self.shard.take(range(len(self.val_cache)))) // VAL_BATCH_SIZE)
-        for number, batch in enumerate(batches):
-            ids, _ = self.forward(batch.canvases)
-            for mask, truth, plan in zip(ids, batch.truths, batch.plans, strict=True):
-                total += ConfusionMatrix.from_masks(truth, geo.restore_mask(mask, plan), len(self.task.classes))
+        samples = iterate_val(self.val_cache, self.shard, max(2, self.task.threads))
+        count = len(self.shard.take(range(len(self.val_cache))))
+        items = ((sample, sample.canvas, sample.plan) for sample in samples)
+        for number, (sample, outcome) in enumerate(self.runner.stream(items)):
+            if isinstance(outcome, ImageError):
+                raise UserError(f"val cannot be scored: an image of {outcome}. Make input.size smaller.")
+            mask = geo.restore_mask(outcome.ids, sample.plan)
+            total += ConfusionMatrix.from_masks(sample.mask, mask, len(self.task.classes))
             self._show("val", epoch, number + 1, count)
         return ConfusionMatrix(sum_counts(self.tf, self.strategy, total.counts))
 

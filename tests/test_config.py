@@ -94,7 +94,7 @@ def test_none_means_no_crop_and_no_weights() -> None:
         ({"augment": {"scale": [0, 1]}}, r"scale is \[0\.0, 1\.0\]; allowed"),
         ({"input": {"size": [0, 480]}}, r"input\.size is 0: .*greater than or equal to 1"),
         ({"input": {"size": "1,2,3"}}, r"input\.size is .*at most 2 items"),
-        ({"input": {"fit": "crop"}}, r"input\.fit is 'crop': .*'resize' or 'letterbox'"),
+        ({"input": {"fit": "crop"}}, r"input\.fit is 'crop': .*'resize', 'letterbox' or 'tile'"),
         ({"model": {"encoder": "resnet50"}}, r"model\.encoder is 'resnet50': .*'mobilenet' or 'mobilenet_v2'"),
         ({"model": {"decoder_channels": [96]}}, r"decoder_channels has 1 numbers; 4 or 5 are allowed"),
         ({"cluster": {"workers": 0}}, r"cluster\.workers is 0"),
@@ -191,3 +191,23 @@ def test_config_cannot_be_changed_in_place() -> None:
 def test_suggest_name() -> None:
     assert suggest_name("lerning_rate", ["epochs", "learning_rate"]) == "did you mean 'learning_rate'?"
     assert suggest_name("qq", ["epochs", "seed"]) == "known are epochs, seed"
+
+
+def test_overlap_of_tiles() -> None:
+    assert parse_config({}, "x").input.tile_overlap == 0
+    assert parse_config({"input": {"fit": "tile", "size": [96, 128]}}, "x").input.tile_overlap == 24
+    assert parse_config({"input": {"fit": "tile", "overlap": "none"}}, "x").input.tile_overlap == 90
+    assert load_config(None, {"input.fit": "tile", "input.overlap": "64"}).input.tile_overlap == 64
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"overlap": 32}, r"overlap is 32, but fit is resize; only fit: tile has an overlap"),
+        ({"fit": "tile", "size": [100, 200], "overlap": 51}, r"overlap is 51; at most half .* is allowed: 50"),
+        ({"fit": "tile", "overlap": -1}, r"input\.overlap is -1: .*greater than or equal to 0"),
+    ],
+)
+def test_wrong_overlap(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_config({"input": values}, "job.yaml")

@@ -2,21 +2,33 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from batchseg import feed as feed_room
 from batchseg.classes import parse_classes
 from batchseg.config import AugmentConfig
 from batchseg.datasets import Sample
 from batchseg.errors import UserError
-from batchseg.feed import MemoryBudget, SampleCache, Shard, TrainFeed, draw_order, iterate_val, map_batches_ahead
+from batchseg.feed import (
+    CachedSample,
+    MemoryBudget,
+    SampleCache,
+    Shard,
+    TrainFeed,
+    draw_order,
+    iterate_val,
+    map_batches_ahead,
+)
 from batchseg.geometry import Geometry, fit_mask
 
 COUNT = 11
 GEOMETRY = Geometry((16, 24), "resize", 8)
+TILES = Geometry((24, 32), "tile", 8, 8)
 CLASSES = parse_classes(["a", "b", "c"])
 
 
@@ -33,8 +45,10 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     return found
 
 
-def make_cache(samples: Sequence[Sample], size_bytes: int = 10**7, *, fits_masks: bool = True) -> SampleCache:
-    return SampleCache(samples, CLASSES, GEOMETRY, MemoryBudget(size_bytes), fits_masks=fits_masks)
+def make_cache(
+    samples: Sequence[Sample], size_bytes: int = 10**7, *, geometry: Geometry = GEOMETRY, fits_masks: bool = True
+) -> SampleCache:
+    return SampleCache(samples, CLASSES, geometry, MemoryBudget(size_bytes), fits_masks=fits_masks)
 
 
 def make_feed(
@@ -120,19 +134,81 @@ def test_fewer_samples_than_a_batch(samples: list[Sample]) -> None:
     assert list(feed.iterate_epoch(0)) == []
 
 
+@pytest.mark.parametrize("geometry", [GEOMETRY, TILES], ids=["resize", "tile"])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 13])
-def test_val_shards_cover_every_image_once(samples: list[Sample], world_size: int) -> None:
+def test_val_shards_cover_every_image_once(samples: list[Sample], world_size: int, geometry: Geometry) -> None:
     seen = []
     for rank in range(world_size):
-        cache = make_cache(samples, 0, fits_masks=False)
-        for batch in iterate_val(cache, Shard(rank, world_size), 2, threads=2):
-            assert 1 <= len(batch.canvases) <= 2
-            assert batch.canvases.shape[1:] == (16, 24, 3)
-            for canvas, truth, plan in zip(batch.canvases, batch.truths, batch.plans, strict=True):
-                index = int(canvas[0, 0, 0]) // 10
-                assert truth.shape == plan.image_hw == (18 + index, 24 + 2 * index)
-                seen.append(index)
+        cache = make_cache(samples, 0, geometry=geometry, fits_masks=False)
+        mine = []
+        for sample in iterate_val(cache, Shard(rank, world_size), threads=2):
+            index = int(sample.canvas[0, 0, 0]) // 10
+            assert sample.mask.shape == sample.plan.image_hw == (18 + index, 24 + 2 * index)
+            assert sample.canvas.shape == (*sample.plan.canvas_hw, 3)
+            mine.append(index)
+        assert mine == list(range(COUNT))[rank::world_size]  # in order, though threads load them
+        seen += mine
     assert sorted(seen) == list(range(COUNT))
+
+
+def test_large_val_images_are_not_loaded_far_ahead(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[int] = []
+
+    class CountingCache(SampleCache):
+        def load(self, index: int) -> CachedSample:
+            loaded.append(index)
+            return super().load(index)
+
+    for budget_bytes, most in ((0, 2), (feed_room._VAL_BYTES_AHEAD, COUNT)):
+        monkeypatch.setattr(feed_room, "_VAL_BYTES_AHEAD", budget_bytes)
+        loaded.clear()
+        cache = CountingCache(samples, CLASSES, TILES, MemoryBudget(0), fits_masks=False)
+        images = iterate_val(cache, Shard(0, 1), threads=2)
+        for taken in range(1, 4):
+            next(images)
+            assert len(loaded) <= taken + most
+        images.close()
+
+
+# --- tiles ---
+
+
+def test_training_with_tiles_keeps_samples_at_their_own_size(samples: list[Sample]) -> None:
+    cache = make_cache(samples, geometry=TILES)
+    for index in (0, 7):
+        sample = cache.load(index)
+        assert sample.canvas.shape[:2] == sample.mask.shape == (18 + index, 24 + 2 * index)
+        assert cache.load(index) is sample
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_training_with_tiles_eats_crops(samples: list[Sample], enabled: bool) -> None:
+    """All of one size, whatever the sizes of the images; where an image is smaller, the rest is ignored."""
+    feed = replace(
+        make_feed(samples, enabled=enabled, batch_size=COUNT), cache=make_cache(samples, geometry=TILES),
+        crop_hw=TILES.canvas_hw,
+    )  # fmt: skip
+    images, masks = next(feed.iterate_epoch(0))
+    assert (images.shape, masks.shape) == ((COUNT, 24, 32, 3), (COUNT, 24, 32))
+    assert set(np.unique(masks)) <= {0, 1, 2, 255}
+    if enabled:
+        return
+    for row, index in enumerate(feed.batch_indices(0, 0)):
+        own = feed.cache.load(index)
+        height, width = min(24, 18 + index), min(32, 24 + 2 * index)
+        assert (masks[row, height:] == 255).all()
+        assert (masks[row, :, width:] == 255).all()
+        top, left = (own.mask.shape[0] - height) // 2, (own.mask.shape[1] - width) // 2
+        assert np.array_equal(masks[row, :height, :width], own.mask[top : top + height, left : left + width])
+        assert (images[row] == 10 * index).all()
+
+
+def test_native_samples_stay_in_their_budget(samples: list[Sample]) -> None:
+    size_bytes = 18 * 24 * 4  # image and mask of the first, and nothing after it
+    cache = make_cache(samples, size_bytes, geometry=TILES)
+    first = cache.load(0)
+    assert cache.load(1) is not cache.load(1)
+    assert cache.load(0) is first
 
 
 @pytest.mark.parametrize("fits_masks", [True, False])

@@ -11,6 +11,7 @@ from PIL import Image
 
 from batchseg import geometry as geo
 from batchseg.errors import ImageError
+from batchseg.images import ImageHeader, decode_image
 
 SIZES_HW = [(1, 1), (1, 97), (97, 1), (7, 5), (31, 33), (64, 96), (101, 67), (123, 250), (240, 11)]
 GEOMETRIES = [
@@ -175,3 +176,84 @@ def test_fit_encoded_refuses_what_is_no_image_or_too_large() -> None:
     with pytest.raises(ImageError) as caught:
         geo.fit_encoded(encode(draw_picture(100, 200), "JPEG"), geometry, max_megapixels=0.01)
     assert caught.value.kind == "too_large"
+
+
+# --- tiles ---
+
+TILES = geo.Geometry((45, 77), "tile", 32, 20)
+
+
+def test_a_tile_is_a_multiple_of_the_stride_and_so_is_its_overlap() -> None:
+    assert TILES.canvas_hw == (64, 96)
+    # On the grid of the stride every tile pools the pixels that the whole image would.
+    assert [geo.Geometry((128, 160), "tile", 32, wanted).tile_overlap for wanted in (0, 1, 32, 33, 64)] == [
+        0, 32, 32, 64, 64,
+    ]  # fmt: skip
+    # At most half of the smaller side, where a third tile would come in.
+    assert geo.Geometry((96, 160), "tile", 32, 48).tile_overlap == 32
+    assert geo.Geometry((32, 32), "tile", 32, 16).tile_overlap == 0
+
+
+def test_a_bundle_from_before_tiles_is_read() -> None:
+    old = {"size": [360, 480], "fit": "letterbox", "stride": 32, "restore": "nearest"}
+    assert geo.Geometry.from_json(old) == geo.Geometry((360, 480), "letterbox", 32)
+    assert geo.Geometry((360, 480), "letterbox", 32).to_json() == old
+    assert geo.Geometry.from_json(json.loads(json.dumps(TILES.to_json()))) == TILES
+    assert TILES.to_json()["overlap"] == 20
+
+
+@pytest.mark.parametrize("size_hw", SIZES_HW)
+def test_tiles_leave_the_image_as_it_is(size_hw: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    plan = geo.make_plan(size_hw, TILES, can_reduce=True)
+    assert (plan.reduction, plan.content_hw, plan.canvas_hw) == (1, size_hw, size_hw)
+    assert plan.grid is not None
+    assert (plan.grid.tile_hw, plan.grid.overlap) == ((64, 96), 32)
+    image, mask = rng.integers(0, 256, (*size_hw, 3), np.uint8), rng.integers(0, 9, size_hw, np.uint8)
+    # Held once: nothing is copied on the way in or out.
+    assert geo.fit_image(image, plan) is image
+    for function in (geo.fit_mask, geo.restore_mask, geo.restore_scores):
+        assert np.shares_memory(function(mask, plan), mask)
+        assert np.array_equal(function(mask, plan), mask)
+
+
+def test_jpeg_is_decoded_in_full_for_tiles() -> None:
+    fitted = geo.fit_encoded(encode(draw_picture(480, 640), "JPEG"), TILES)
+    assert fitted.canvas.shape == (480, 640, 3)
+    assert fitted.canvas is fitted.decoded
+
+
+def test_scores_go_where_their_ids_go() -> None:
+    geometry = geo.Geometry((45, 77), "letterbox", 32)
+    plan = geo.make_plan((123, 250), geometry)
+    ids = np.random.default_rng(0).integers(0, 200, plan.canvas_hw, np.uint8)
+    assert np.array_equal(geo.restore_scores(ids + 50, plan), geo.restore_mask(ids, plan) + 50)
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (10, 40), (16, 24), (17, 25), (50, 12), (51, 80)])
+def test_crop_center(size_hw: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(0, 256, (*size_hw, 3), np.uint8), rng.integers(0, 9, size_hw, np.uint8)
+    cropped, ids = geo.crop_center(image, mask, (16, 24))
+    assert (cropped.shape, ids.shape) == ((16, 24, 3), (16, 24))
+    height, width = min(16, size_hw[0]), min(24, size_hw[1])
+    top, left = (size_hw[0] - height) // 2, (size_hw[1] - width) // 2
+    assert np.array_equal(cropped[:height, :width], image[top : top + height, left : left + width])
+    assert np.array_equal(ids[:height, :width], mask[top : top + height, left : left + width])
+    assert (ids[height:] == 255).all()
+    assert (ids[:, width:] == 255).all()
+    if height > 1 and height < 16:
+        assert np.array_equal(cropped[height], cropped[height - 2])
+
+
+def test_another_decoder_may_be_given() -> None:
+    """Such as one in a process that may die."""
+    asked = []
+
+    def decode(data: bytes, header: ImageHeader, reduction: int) -> np.ndarray:
+        asked.append((header.size_hw, reduction))
+        return decode_image(data, header, reduction)
+
+    data, geometry = encode(draw_picture(480, 640), "JPEG"), geo.Geometry((60, 80), "resize", 32)
+    assert np.array_equal(geo.fit_encoded(data, geometry, decode=decode).canvas, geo.fit_encoded(data, geometry).canvas)
+    assert asked == [((480, 640), 8)]

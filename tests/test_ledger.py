@@ -11,9 +11,10 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from batchseg import ledger
+from batchseg import ledger, storage
 from batchseg.classes import parse_classes
 from batchseg.errors import UserError
+from batchseg.listing import MANIFEST_SCHEMA, ListOptions, list_input
 
 SCHEMA = ledger.make_row_schema(parse_classes(["ground", "thing"]))
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -28,7 +29,7 @@ def make_rows(ids: list[str], run: int = 1, **values: Any) -> pa.Table:
 
 def make_manifest(ids: list[str], size: int = 10, modified: datetime = TIME) -> pa.Table:
     rows = [{"image_id": name, "uri": f"/in/{name}", "bytes": size, "modified": modified} for name in ids]
-    return pa.Table.from_pylist(rows, ledger.MANIFEST_SCHEMA)
+    return pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
 
 
 def list_rows(out: Path) -> list[tuple[str, str, int]]:
@@ -42,37 +43,6 @@ def list_hidden(out: Path) -> list[Path]:
     return [path for path in out.rglob("*") if path.is_file() and ".tmp" in str(path.relative_to(out))]
 
 
-# --- listing ---
-
-
-def test_list_images(tmp_path: Path) -> None:
-    for name in ["b.png", "a/z.JPG", "a/ü.png", "readme.txt", ".hidden.png", ".thumbs/x.png", "out/masks/b.png.png"]:
-        path = tmp_path / "in" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
-    (tmp_path / "in" / "outside.png").write_bytes(b"not under out/")
-    folder = str(tmp_path / "in")
-    manifest = ledger.list_images(folder, f"{folder}/out")
-    assert manifest.schema == ledger.MANIFEST_SCHEMA
-    assert manifest["image_id"].to_pylist() == ["a/z.JPG", "a/ü.png", "b.png", "outside.png"]
-    row = manifest.to_pylist()[1]
-    assert row["uri"] == f"{folder}/a/ü.png"
-    assert row["bytes"] == len("a/ü.png".encode())
-    assert abs(row["modified"].timestamp() - os.stat(row["uri"]).st_mtime) < 1e-3
-    assert len(ledger.list_images(folder, f"{folder}/out/")) == 4
-    assert len(ledger.list_images(folder, f"{folder}-segmented")) == 5
-
-
-def test_list_images_of_nothing(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(UserError, match=r"INPUT .*/none does not exist"):
-        ledger.list_images(str(tmp_path / "none"), "/out")
-    with pytest.raises(UserError, match=r"INPUT .*/a\.txt is a file; a directory is allowed"):
-        ledger.list_images(str(tmp_path / "a.txt"), "/out")
-    with pytest.raises(UserError, match=r"INPUT .* holds no image \(\.jpg"):
-        ledger.list_images(str(tmp_path), "/out")
-
-
 # --- what is to do ---
 
 
@@ -80,7 +50,7 @@ def test_everything_is_new_at_first(tmp_path: Path) -> None:
     work = ledger.plan_work(make_manifest(["b", "a"]), ledger.read_index(str(tmp_path)))
     assert work.todo["image_id"].to_pylist() == ["a", "b"]
     assert work.todo["attempts"].to_pylist() == [0, 0]
-    assert work.redone == []
+    assert work.redone.to_pylist() == []
     assert work.reasons == {"new": 2, "changed": 0, "failed before": 0, "done": 0}
 
 
@@ -99,7 +69,7 @@ def test_reasons(tmp_path: Path) -> None:
     attempts = dict(zip(work.todo["image_id"].to_pylist(), work.todo["attempts"].to_pylist(), strict=True))
     assert attempts == {"failed": 2, "failed and grown": 2, "grown": 1, "new": 0, "touched": 1}
     assert work.todo["image_id"].to_pylist() == sorted(attempts)
-    assert sorted(work.redone) == ["failed", "failed and grown", "grown", "touched"]
+    assert sorted(work.redone.to_pylist()) == ["failed", "failed and grown", "grown", "touched"]
     assert work.reasons == {"new": 1, "changed": 3, "failed before": 1, "done": 1}
 
 
@@ -111,7 +81,27 @@ def test_an_older_time_is_a_change_too(tmp_path: Path) -> None:
 
 def test_a_row_without_size_is_redone(tmp_path: Path) -> None:
     ledger.commit_part(str(tmp_path), make_rows(["a"], input_bytes=None), "ok", 1)
-    assert ledger.plan_work(make_manifest(["a"]), ledger.read_index(str(tmp_path))).redone == ["a"]
+    assert ledger.plan_work(make_manifest(["a"]), ledger.read_index(str(tmp_path))).redone.to_pylist() == ["a"]
+
+
+def test_a_listed_file_that_is_missing_has_failed_before(tmp_path: Path) -> None:
+    out = str(tmp_path)
+    missing = {"input_bytes": None, "input_modified": None, "error_kind": "missing"}
+    ledger.commit_part(out, make_rows(["listed"], **missing), "error", 1)
+    ledger.commit_part(out, make_rows(["was there"]), "ok", 1)
+    ledger.commit_part(out, make_rows(["in a table"], input_modified=None), "ok", 1)
+    rows = [
+        {"image_id": "listed", "bytes": None, "modified": None, "row": None},
+        {"image_id": "was there", "bytes": None, "modified": None, "row": None},
+        {"image_id": "in a table", "bytes": 10, "modified": None, "row": 7},
+        {"image_id": "in a table too", "bytes": 10, "modified": None, "row": 8},
+    ]
+    manifest = pa.Table.from_pylist([row | {"uri": "/in/x"} for row in rows], MANIFEST_SCHEMA)
+    work = ledger.plan_work(manifest, ledger.read_index(out))
+    assert work.reasons == {"new": 1, "changed": 1, "failed before": 1, "done": 1}
+    assert work.todo.column_names == [*MANIFEST_SCHEMA.names, "attempts"]
+    todo = {row["image_id"]: (row["row"], row["attempts"]) for row in work.todo.to_pylist()}
+    assert todo == {"listed": (None, 1), "was there": (None, 1), "in a table too": (8, 0)}
 
 
 def test_a_listing_on_disk_matches_its_own_rows(tmp_path: Path) -> None:
@@ -119,11 +109,11 @@ def test_a_listing_on_disk_matches_its_own_rows(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(b"x")
     os.utime(tmp_path / "in/a.png", ns=(1_700_000_000_123_456_789,) * 2)
-    manifest = ledger.list_images(str(tmp_path / "in"), str(tmp_path / "out"))
+    manifest = list_input(str(tmp_path / "in"), ListOptions(), leave_out="").manifest
     row = manifest.to_pylist()[0]
     rows = make_rows(["a.png"], input_bytes=row["bytes"], input_modified=row["modified"])
     ledger.commit_part(str(tmp_path / "out"), rows, "ok", 1)
-    again = ledger.list_images(str(tmp_path / "in"), str(tmp_path / "out"))
+    again = list_input(str(tmp_path / "in"), ListOptions(), leave_out="").manifest
     assert ledger.plan_work(again, ledger.read_index(str(tmp_path / "out"))).reasons["done"] == 1
 
 
@@ -146,6 +136,31 @@ def test_part_names_depend_on_run_and_ids_only(tmp_path: Path) -> None:
     }
     assert len(others | {first}) == 5
     assert list_hidden(tmp_path) == []
+
+
+def test_a_part_never_holds_an_image_twice(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a part of run 3 would hold an image twice"):
+        ledger.commit_part(str(tmp_path), make_rows(["a", "b", "a"]), "ok", 3)
+    assert ledger.list_parts(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 and no more than that PAR1"])
+def test_a_damaged_part_is_named(tmp_path: Path, content: bytes) -> None:
+    part = ledger.commit_part(str(tmp_path), make_rows(["a"]), "ok", 1)
+    Path(part).write_bytes(content)
+    with pytest.raises(ledger.DamagedPartError, match=r"part-000001-.* is damaged .*verify OUT --repair"):
+        ledger.read_index(str(tmp_path))
+
+
+def test_a_byte_that_the_disk_has_lost_shows(tmp_path: Path) -> None:
+    mask = {"bytes": bytes(range(256)) * 8, "path": None}
+    part = Path(ledger.commit_part(str(tmp_path), make_rows(["a"], mask=mask), "ok", 1))
+    data = part.read_bytes()
+    place = data.index(bytes(range(100, 120)))
+    part.write_bytes(data[:place] + b"!" + data[place + 1 :])
+    # No rewriting of a part makes a good one of it.
+    with pytest.raises(ledger.DamagedPartError, match="is damaged"):
+        ledger.subtract(str(tmp_path), ledger.read_index(str(tmp_path)), ["b", "a"])
 
 
 def test_rows_read_as_one_table(tmp_path: Path) -> None:
@@ -282,6 +297,36 @@ def test_damaged_run_file_is_refused(tmp_path: Path, text: str) -> None:
         ledger.read_run(str(tmp_path))
 
 
+def test_a_folder_with_no_more_than_a_lease_and_a_log_is_free(tmp_path: Path) -> None:
+    (tmp_path / "lease.json").write_text("{}")
+    (tmp_path / "batchseg.log").write_text("")
+    assert ledger.read_run(str(tmp_path)) is None
+
+
+def test_a_first_run_that_came_to_nothing_is_forgotten(tmp_path: Path) -> None:
+    out = str(tmp_path)
+    for has_picture in (True, False):
+        ledger.write_run(out, {"run": 1})
+        storage.write_atomic(f"{out}/classes.json", "{}")
+        if has_picture:
+            storage.write_atomic(f"{out}/masks/a.png", b"x")
+        ledger.forget_run(out)
+        assert (tmp_path / "run.json").exists() == has_picture
+        (tmp_path / "masks/a.png").unlink(missing_ok=True)
+        if has_picture:
+            (tmp_path / "masks").rmdir()
+    assert ledger.read_run(out) is None
+    ledger.write_run(out, {"run": 1})
+    ledger.commit_part(out, make_rows(["a"]), "ok", 1)
+    ledger.forget_run(out)
+    assert ledger.read_run(out) == {"run": 1}
+
+
+def test_a_half_removed_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"an --overwrite was cut short .* give --overwrite again"):
+        ledger.check_same_run("/out", {"state": ledger.OVERWRITING, "parameters": {"size": 1}}, {"size": 1})
+
+
 def test_other_parameters_are_named(tmp_path: Path) -> None:
     before = {"parameters": {"bundle": "abc", "overlays": "png", "size": 512}}
     ledger.check_same_run("/out", before, {"bundle": "abc", "overlays": "png", "size": 512})
@@ -296,22 +341,16 @@ def test_local_staging_and_no_staging_on_s3() -> None:
     assert ledger.staging_of("s3://bucket/out") is None
 
 
-def test_sweep_staging_spares_what_is_young(tmp_path: Path) -> None:
+def test_sweep_staging_takes_all_that_is_half_written(tmp_path: Path) -> None:
     out = str(tmp_path)
     ledger.sweep_staging(out)  # nothing there: no error
     part = Path(ledger.commit_part(out, make_rows(["a"]), "ok", 1))
-    staging = tmp_path / ".tmp"
-    ages = {".old.tmp": 3700, "deep/.old.tmp": 90_000, "old": 3700, ".young.tmp": 3500, "deep/young": 0}
-    now = datetime.now(UTC).timestamp()
-    for name, age in ages.items():
-        path = staging / name
+    for name in [".old.tmp", "deep/.other.tmp", "plain"]:
+        path = tmp_path / ".tmp" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
-        os.utime(path, (now - age,) * 2)
-    os.utime(part, (now - 90_000,) * 2)
     ledger.sweep_staging(out)
-    left = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
-    assert left == {".young.tmp", "deep/young"}
+    assert list_hidden(tmp_path) == []
     assert part.exists()
 
 

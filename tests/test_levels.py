@@ -16,8 +16,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "batchseg"
 HEAVY = frozenset({"tensorflow", "keras", "ray"})
 ROOMS = {
-    0: "config storage images classes geometry metrics errors",
-    1: "datasets doctor augment feed render ledger console presets",
+    0: "config storage retries images classes geometry metrics errors",
+    1: "datasets doctor augment feed render ledger listing fetching console presets",
     2: "models losses optimizers",
     3: "runtime bundle predict stages train_step train_task export",
     4: "cluster train_loop train segment evaluate plan",

@@ -1,14 +1,18 @@
-"""Local files: atomic writes, listings in a fixed order, and paths that cannot leave their folder."""
+"""Files here and on a real S3 server: atomic writes, listings in order, faults that pass, paths that stay inside."""
 
+import errno
 import os
 import resource
 import stat
+from collections import Counter
 from datetime import UTC
 from pathlib import Path
 
 import pytest
+import s3_server
+from s3_proxy import S3Proxy
 
-from batchseg import storage
+from batchseg import retries, storage
 from batchseg.errors import UserError
 
 
@@ -192,3 +196,121 @@ def test_a_written_file_has_the_usual_rights(tmp_path: Path) -> None:
     plain.write_bytes(b"")
     storage.write_atomic(str(tmp_path / "atomic"), b"")
     assert stat.S_IMODE((tmp_path / "atomic").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def count_by_method(proxy: S3Proxy) -> dict[str, int]:
+    return dict(Counter(method for method, _ in proxy.requests))
+
+
+def test_s3_files_come_and_go(s3_bucket: str) -> None:
+    names = ["a.bin", "deep/Übersicht #1 100%.png", "deep/er/new\nline.png", "deep/.hidden"]
+    for name in names:
+        storage.write_atomic(storage.join(s3_bucket, name), name)
+    assert {entry.path for entry in storage.list_files(s3_bucket)} == set(names[:3])
+    assert {entry.path for entry in storage.list_files(f"{s3_bucket}/deep", hidden=True)} == {
+        name.removeprefix("deep/") for name in names[1:]
+    }
+    for entry in storage.list_files(s3_bucket):
+        assert storage.read_text(entry.location) == entry.path
+        stamp = storage.stat_file(entry.location)
+        assert stamp is not None
+        assert stamp.size_bytes == entry.size_bytes == len(entry.path.encode())
+        assert abs(stamp.modified_us / 1e6 - entry.modified.timestamp()) < 2
+    assert storage.file_type(f"{s3_bucket}/deep") == "folder"
+    assert storage.file_type(f"{s3_bucket}/a.bin") == "file"
+    assert not storage.exists(f"{s3_bucket}/none")
+    storage.delete_file(f"{s3_bucket}/a.bin")
+    storage.delete_file(f"{s3_bucket}/a.bin")
+    storage.delete_folder(f"{s3_bucket}/deep")
+    storage.delete_folder(f"{s3_bucket}/deep")
+    assert list(storage.list_files(s3_bucket, hidden=True)) == []
+
+
+def test_s3_needs_few_requests(s3_bucket: str, s3_proxy: S3Proxy) -> None:
+    location = f"{s3_bucket}/x.bin"
+    storage.write_atomic(location, b"x" * 3_000_000)
+    assert count_by_method(s3_proxy) == {"PUT": 1}
+    s3_proxy.requests.clear()
+    assert len(storage.read_bytes(location)) == 3_000_000
+    assert count_by_method(s3_proxy) == {"HEAD": 1, "GET": 1}
+
+
+@pytest.mark.parametrize("fault", ["slow_down", "reset", "half_body", "after_reset"])
+def test_s3_faults_that_pass(fault: str, s3_bucket: str, s3_proxy: S3Proxy) -> None:
+    left = {"PUT": 1, "GET": 1, "HEAD": 1}
+
+    def spoil_the_first(method: str, path: str) -> str | None:
+        left[method] = left.get(method, 1) - 1
+        return fault if left[method] >= 0 else None
+
+    s3_proxy.fault = spoil_the_first
+    storage.write_atomic(f"{s3_bucket}/x.bin", bytes(range(256)) * 400)
+    assert storage.read_bytes(f"{s3_bucket}/x.bin") == bytes(range(256)) * 400
+    assert [entry.size_bytes for entry in storage.list_files(s3_bucket)] == [102_400]
+
+
+def test_an_upload_that_fails_leaves_no_short_object(s3_bucket: str, s3_proxy: S3Proxy) -> None:
+    """25 MB go in three parts; the second never arrives."""
+    s3_proxy.fault = lambda method, path: "reset" if "partNumber=2" in path else None
+    with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+        storage.retry_io(lambda: storage._put(f"{s3_bucket}/x.bin", b"x" * 25_000_000), attempts=1)
+    assert any("partNumber=1" in path for _, path in s3_proxy.requests)
+    assert not storage.exists(f"{s3_bucket}/x.bin")
+
+
+def test_s3_errors_that_stay_are_not_tried_again(
+    s3_bucket: str, s3_proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(f"{s3_bucket}/none")
+    with pytest.raises(FileNotFoundError, match="NO_SUCH_BUCKET"):
+        storage.write_atomic("s3://no-such-bucket-here/x", b"x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    s3_proxy.requests.clear()
+    for act in (lambda: storage.write_atomic(f"{s3_bucket}/x", b"x"), lambda: storage.read_bytes(f"{s3_bucket}/x")):
+        with pytest.raises(PermissionError) as caught:
+            act()
+        assert "not-the-secret" not in str(caught.value)
+        assert s3_server.ACCESS_KEY not in str(caught.value)
+    assert len(s3_proxy.requests) == 2
+
+
+def test_waits_double_up_to_a_limit() -> None:
+    waits: list[float] = []
+
+    def fail() -> None:
+        raise OSError("AWS Error SLOW_DOWN during PutObject operation: Please reduce your request rate.")
+
+    with pytest.raises(OSError, match="SLOW_DOWN"):
+        retries.retry_io(fail, attempts=8, sleep=waits.append)
+    assert len(waits) == 7
+    for wait, longest in zip(waits, [0.2, 0.4, 0.8, 1.6, 3.2, 5, 5], strict=True):
+        assert longest / 2 <= wait <= longest
+
+
+def test_a_full_disk_is_not_tried_again() -> None:
+    calls = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        retries.retry_io(fail, sleep=lambda seconds: None)
+    assert len(calls) == 1
+
+
+def test_a_key_named_like_an_error_changes_nothing() -> None:
+    def fail() -> None:
+        raise OSError(
+            "When reading key 'AWS Error ACCESS_DENIED during x': AWS Error SLOW_DOWN during GetObject operation"
+        )
+
+    with pytest.raises(OSError, match="SLOW_DOWN") as caught:
+        retries.retry_io(fail, attempts=1)
+    assert not isinstance(caught.value, PermissionError)
+
+
+def test_a_durable_write_is_like_any_other(tmp_path: Path) -> None:
+    storage.write_atomic(str(tmp_path / "a" / "x.bin"), b"x", str(tmp_path / ".tmp"), durable=True)
+    assert list_names(tmp_path) == ["a/x.bin"]

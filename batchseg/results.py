@@ -1,0 +1,185 @@
+"""The last stage that an image passes: in segment its mask, overlay and row are written, in evaluate it is scored."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchseg import geometry as geo
+from batchseg import images, ledger, render, storage
+from batchseg.classes import ClassTable, MaskArray
+from batchseg.clearing import name_picture
+from batchseg.columns import unpack_picture
+from batchseg.datasets import Sample
+from batchseg.datasets.sample import load_mask
+from batchseg.errors import ImageError, UserError, describe_no_space
+from batchseg.lease import check_token
+from batchseg.metrics import ConfusionMatrix
+from batchseg.options import SegmentOptions
+from batchseg.quality import InferenceOptions, finish_mask
+from batchseg.rle import encode_classes
+from batchseg.sanity import Band
+
+_COUNTED_AT_ONCE = 2**22
+_PICTURES = ("ids", "scores", "preview")
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What every row of a run shares. lease: the token with which OUT is held."""
+
+    out: str
+    run: int
+    lease: str
+    bundle_digest: str
+    classes: ClassTable
+    geometry: geo.Geometry
+    brightness: Band | None
+
+
+@dataclass(frozen=True)
+class WriteStage:
+    """Restore, render, write pictures. Returns rows of the ledger; those with an `error_kind` have failed.
+
+    board: is told how many, and how they look. Raises StoppedError for a full disk, and when
+    another job has taken OUT over.
+    """
+
+    job: JobFacts
+    options: SegmentOptions
+    inference: InferenceOptions
+    board: Any
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        check_token(self.job.out, self.job.lease)
+        records = [self._finish(table, index) for index in range(len(table))]
+        self.board.add.remote(**self._count(table, records))
+        return pa.Table.from_pylist(records, schema=ledger.make_row_schema(self.job.classes))
+
+    def _count(self, table: pa.Table, records: list[dict[str, Any]]) -> dict[str, int]:
+        good = [record for record in records if record["error_kind"] is None]
+        bright = table.filter(pc.is_null(table["error_kind"]))["brightness"].to_pylist()
+        band = self.job.brightness
+        return {
+            "ok": len(good),
+            "failed": len(records) - len(good),
+            "single_class": sum(int(np.count_nonzero(record["class_pixels"]) <= 1) for record in good),
+            "outside_brightness": sum(not band.holds(value) for value in bright) if band else 0,
+        }
+
+    def _finish(self, table: pa.Table, index: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        item = {name: table[name][index].as_py() for name in table.column_names if name not in _PICTURES}
+        record: dict[str, Any] = {
+            "image_id": item["image_id"],
+            "uri": item["uri"],
+            "input_bytes": item["bytes"],
+            "input_modified": item["modified"],
+            "height": item["height"] or None,
+            "width": item["width"] or None,
+            "note": item["note"],
+            "error_kind": item["error_kind"],
+            "error": item["error"],
+            "bundle": self.job.bundle_digest,
+            "run": self.job.run,
+            "attempts": item["attempts"] + 1,
+        }
+        if record["error_kind"] is None:
+            try:
+                record |= self._write_pictures(table, index, item)
+            except ImageError as error:
+                record |= {"error_kind": error.kind, "error": str(error)}
+        record["seconds"] = item["seconds"] + time.perf_counter() - started
+        return record
+
+    def _write_pictures(self, table: pa.Table, index: int, item: dict[str, Any]) -> dict[str, Any]:
+        plan = geo.make_plan((item["height"], item["width"]), self.job.geometry)
+        mask = finish_mask(unpack_picture(table["ids"], index, plan.canvas_hw), plan, self.inference)
+        palette, image_id = self.job.classes.palette, item["image_id"]
+        pictures = {"mask": self._store("masks", image_id, ".png", images.encode_mask(mask, palette))}
+        if suffix := self.options.overlay_suffix:
+            preview_hw = render.scale_to_longest(plan.image_hw, self.options.overlay_size)
+            preview = unpack_picture(table["preview"], index, (*preview_hw, 3))
+            overlay = render.draw_overlay(preview, mask, palette)
+            pictures["overlay"] = self._store("overlays", image_id, suffix, images.encode_image(overlay, suffix))
+        if self.inference.score_map:
+            scores = geo.restore_scores(unpack_picture(table["scores"], index, plan.canvas_hw), plan)
+            pictures["score_map"] = self._store("scores", image_id, ".png", images.encode_scores(scores))
+        return {
+            **pictures,
+            "class_pixels": count_classes(mask, len(self.job.classes)),
+            "mean_confidence": item["mean_confidence"],
+            "uncertain_share": item["uncertain_share"],
+            "rle": encode_classes(mask, len(self.job.classes)) if self.options.rle else None,
+        }
+
+    def _store(self, folder: str, image_id: str, suffix: str, data: bytes) -> dict[str, Any]:
+        to_file, path = "png" in self.options.write, name_picture(folder, image_id, suffix)
+        if to_file:
+            try:
+                storage.write_atomic(storage.join(self.job.out, path), data, ledger.staging_of(self.job.out))
+            except OSError as error:
+                if full := describe_no_space(error):
+                    raise full from error
+                raise ImageError("write", f"{path} cannot be written: {error}") from error
+        return {"bytes": data if "parquet" in self.options.write else None, "path": path if to_file else None}
+
+
+def count_classes(mask: MaskArray, num_classes: int) -> list[int]:
+    """Pixels of each class; those that abstain (255) count nowhere."""
+    counts, rows = np.zeros(256, np.int64), max(1, _COUNTED_AT_ONCE // mask.shape[1])
+    # In bands: bincount makes int64 of every pixel, eight times the mask.
+    for top in range(0, mask.shape[0], rows):
+        counts += np.bincount(mask[top : top + rows].ravel(), minlength=256)
+    return [int(count) for count in counts[:num_classes]]
+
+
+@dataclass(frozen=True)
+class ScoreStage:
+    """Restores masks and compares them with the truth: one confusion matrix per table, and what could not be used."""
+
+    classes: ClassTable
+    geometry: geo.Geometry
+    board: Any
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        total, problems = ConfusionMatrix.empty(len(self.classes)), []
+        for index in range(len(table)):
+            outcome = self._score(table, index)
+            if isinstance(outcome, str):
+                problems.append(outcome)
+            else:
+                total += outcome
+        self.board.add.remote(ok=len(table))
+        return pa.table({"counts": [total.counts.ravel().tolist()], "problems": [problems]}, schema=SCORE_SCHEMA)
+
+    def _score(self, table: pa.Table, index: int) -> ConfusionMatrix | str:
+        """The counts of one image, or why it has none."""
+        item = {name: table[name][index].as_py() for name in table.column_names if name not in _PICTURES}
+        if item["error_kind"] is not None:
+            return f"image {item['uri']} cannot be used: {item['error']}"
+        size_hw = (item["height"], item["width"])
+        sample = Sample(item["image_id"], item["uri"], item["mask_uri"])
+        plan = geo.make_plan(size_hw, self.geometry)
+        try:
+            truth = load_mask(sample, self.classes, size_hw)
+        except UserError as error:
+            return str(error)
+        mask = finish_mask(unpack_picture(table["ids"], index, plan.canvas_hw), plan, InferenceOptions())
+        return ConfusionMatrix.from_masks(truth, mask, len(self.classes))
+
+
+SCORE_SCHEMA = pa.schema([("counts", pa.list_(pa.int64())), ("problems", pa.list_(pa.string()))])
+
+
+def sum_scores(parts: Sequence[dict[str, Any]], num_classes: int) -> tuple[ConfusionMatrix, list[str]]:
+    """What the tables of ScoreStage add up to, and every problem."""
+    total, problems = ConfusionMatrix.empty(num_classes), []
+    for part in parts:
+        total += ConfusionMatrix(np.asarray(part["counts"], np.int64).reshape(num_classes, num_classes))
+        problems += list(part["problems"])
+    return total, problems

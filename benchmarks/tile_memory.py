@@ -1,0 +1,104 @@
+"""Memory of `fit: tile` on very large images: how much more than the loaded model one process needs.
+
+    python benchmarks/tile_memory.py                     # 10,000 x 10,000, a small untrained U-Net, 21 classes
+    python benchmarks/tile_memory.py --side 20000 --tile 512 --jpeg
+
+Prints the peak of the process (PSS, /proc/self/smaps_rollup, sampled every 50 ms) above what it held when the model was
+loaded and had answered once. The image is drawn, and with --jpeg decoded from a JPEG as `segment` does. Exits with 1
+above the limit: 1.5 GiB at 10,000 x 10,000, 4 GiB at 20,000 x 20,000.
+"""
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from batchseg import geometry as geo
+from batchseg.config import ModelConfig
+from batchseg.images import RgbArray, encode_image
+from batchseg.runtime import load_tensorflow
+
+CLASSES = 21
+LIMITS_GIB = {10_000: 1.5, 20_000: 4.0}
+
+
+def read_pss_bytes() -> int:
+    with open("/proc/self/smaps_rollup", encoding="ascii") as stream:
+        return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("Pss:"))
+
+
+@contextmanager
+def watch_peak() -> Iterator[list[int]]:
+    """Yields a list whose only entry is the highest PSS seen so far."""
+    peak, ended = [read_pss_bytes()], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            peak[0] = max(peak[0], read_pss_bytes())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
+
+
+def draw_image(side: int) -> RgbArray:
+    """A pattern without an equal neighbourhood, made row by row so that drawing takes no memory of its own."""
+    image = np.empty((side, side, 3), np.uint8)
+    columns = np.arange(side)
+    for row in range(side):
+        image[row, :, 0] = (columns + row) >> 3
+        image[row, :, 1] = columns * row >> 9
+        image[row, :, 2] = columns ^ row
+    return image
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=10_000)
+    parser.add_argument("--tile", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--jpeg", action="store_true", help="decode the image from a JPEG, which counts too")
+    options = parser.parse_args()
+    load_tensorflow(options.threads)
+    from batchseg.models import build_model
+    from batchseg.predict import make_runner
+
+    spec = ModelConfig(
+        encoder="mobilenet", encoder_width=0.25, encoder_weights="none", decoder_channels=(32, 16, 16, 16)
+    )
+    geometry = geo.Geometry((options.tile, options.tile), "tile", 32, options.tile // 4)
+    runner = make_runner(build_model(spec, CLASSES), geometry.stride, options.batch_size)
+    data = encode_image(draw_image(options.side), ".jpg") if options.jpeg else b""
+    small = np.zeros((options.tile, options.tile, 3), np.uint8)
+    list(runner.stream([(None, small, geo.make_plan(small.shape[:2], geometry))]))
+    before, started = read_pss_bytes(), time.monotonic()
+    with watch_peak() as peak:
+        image = geo.fit_encoded(data, geometry, float("inf")).canvas if options.jpeg else draw_image(options.side)
+        plan = geo.make_plan(image.shape[:2], geometry)
+        ((_, found),) = runner.stream([(None, image, plan)])
+    if isinstance(found, Exception) or plan.grid is None:
+        sys.exit(f"failed: {found}")
+    above_gib = (peak[0] - before) / 2**30
+    kept = {"image": image.nbytes, "mask": found.ids.nbytes, "scores": plan.grid.score_bytes(CLASSES)}
+    print(
+        f"{options.side} x {options.side}, tiles of {options.tile}, overlap {geometry.tile_overlap}, batch "
+        f"{options.batch_size}: {len(plan.grid)} tiles in {time.monotonic() - started:.0f} s; model "
+        f"{before / 2**30:.2f} GiB, above it {above_gib:.2f} GiB, of which "
+        + ", ".join(f"{name} {size / 2**30:.3f}" for name, size in kept.items())
+    )
+    limit = LIMITS_GIB.get(options.side)
+    if limit is not None and above_gib > limit:
+        sys.exit(f"above the limit of {limit} GiB")
+
+
+if __name__ == "__main__":
+    main()
