@@ -13,24 +13,25 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from batchseg import cluster, doctor, storage
-from batchseg.bundle import CARD_FILE, BundleCard, GoldenSample, read_card, save_bundle
-from batchseg.config import DRAWN_DATA, TrainConfig, parse_config, read_yaml
+from batchseg.bundle import BundleCard, GoldenSample, save_bundle
+from batchseg.config import DRAWN_DATA, RESOLVED_HEADER, TrainConfig
 from batchseg.console import Console, TrainProgress, watch_board
 from batchseg.datasets import Dataset, open_dataset
-from batchseg.datasets.drawn import draw_dataset
+from batchseg.datasets.drawn import TRAIN_IMAGES, draw_dataset
 from batchseg.datasets.sample import load_sample
 from batchseg.errors import UserError
 from batchseg.runtime import load_tensorflow
+from batchseg.train_folder import (
+    BUNDLE_FOLDER,
+    CHECKPOINT_FOLDER,
+    CONFIG_FILE,
+    SCORES_FILE,
+    check_out,
+    check_same_data,
+)
 from batchseg.train_task import TrainTask, class_weights_from_counts, read_checkpoint
 
-CONFIG_FILE = "config.yaml"
-SCORES_FILE = "scores.json"
-CHECKPOINT_FOLDER = "checkpoints"
-BUNDLE_FOLDER = "bundle"
-_PROGRESS_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's own
 _GOLDEN_SIDE = 192
-# What may differ when a run is taken up again: where it runs, and how long it goes on.
-_MAY_CHANGE = ("cluster.", "training.epochs", "out")
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,12 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
         console.say(f"{config.out} is finished already; more training.epochs would go on")
         return TrainResult(finished.location, finished.scores, was_finished=True)
     weights = _find_weights(config.model.encoder_weights)
+    _check_sizes(config, TRAIN_IMAGES if config.data == DRAWN_DATA else None)
     data = config.data
     if data == DRAWN_DATA:
         data = str(draw_dataset(_local_folder(storage.join(config.out, "data"))))
     dataset = open_dataset(data)
+    check_same_data(config.out, dataset)
     facts = check_data(dataset, config, console)
     with cluster.connect(address):
         plan = cluster.plan_training_workers(config.cluster, config.training.batch_size)
@@ -65,7 +68,8 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
         console.log_into(config.out)
         # Before the config of a longer run: one with scores is whole, and these come last again.
         storage.delete_file(storage.join(config.out, SCORES_FILE))
-        storage.write_atomic(storage.join(config.out, CONFIG_FILE), config.to_yaml())
+        page = f"{RESOLVED_HEADER}{dataset.fingerprint()}\n{config.to_yaml()}"
+        storage.write_atomic(storage.join(config.out, CONFIG_FILE), page)
         board = cluster.start_board()
         task = make_task(config, weights, dataset, facts, plan.threads, board)
         console.say(
@@ -81,70 +85,22 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
     return TrainResult(card.location, card.scores, was_finished=False)
 
 
-def check_out(config: TrainConfig) -> BundleCard | None:
-    """The bundle of a finished run of this config, None if there is something to do.
-
-    Raises UserError when `out` belongs to another config.
-    """
-    page = storage.join(config.out, CONFIG_FILE)
-    if not storage.exists(page):
-        if storage.file_type(config.out) == "folder" and storage.exists(storage.join(config.out, "run.json")):
-            raise UserError(f"out {config.out} holds the output of `segment`; give training another folder")
-        return None
-    if not storage.exists(storage.join(config.out, CHECKPOINT_FOLDER, _PROGRESS_FILE)):
-        return None  # it stopped before its first checkpoint: nothing to mix up
-    before = parse_config(read_yaml(page), page)
-    differing = _list_differences(before, config)
-    if differing:
+def _check_sizes(config: TrainConfig, train_images: int | None) -> None:
+    """Raises UserError for sizes that do not go together. train_images: None where not known yet."""
+    crop, size = config.augment.crop, config.input.size
+    if crop and (crop[0] > size[0] or crop[1] > size[1]):
+        raise UserError(f"augment.crop {list(crop)} is larger than input.size {list(size)}")
+    if train_images is not None and train_images < config.training.batch_size:
         raise UserError(
-            f"out {config.out} was made with another config; differing: {', '.join(differing)}. "
-            f"Give another --out, or delete that folder."
+            f"training.batch_size is {config.training.batch_size}, the train split has {train_images} images; "
+            f"a batch cannot be larger than the split"
         )
-    if config.training.epochs < before.training.epochs:
-        raise UserError(
-            f"out {config.out} was made for {before.training.epochs} epochs; {config.training.epochs} is fewer"
-        )
-    # The scores come last; a bundle that somebody took away is made again.
-    is_whole = all(
-        storage.exists(storage.join(config.out, name)) for name in (SCORES_FILE, f"{BUNDLE_FOLDER}/{CARD_FILE}")
-    )
-    if config.training.epochs > before.training.epochs or not is_whole:
-        return None
-    return read_card(storage.join(config.out, BUNDLE_FOLDER))
-
-
-def _list_differences(before: TrainConfig, now: TrainConfig) -> list[str]:
-    old, new = _flatten_config(before), _flatten_config(now)
-    return [f"{key} ({old[key]!r} there, {new[key]!r} now)" for key in old if old[key] != new[key]]
-
-
-def _flatten_config(config: TrainConfig) -> dict[str, Any]:
-    """Dotted key -> value, without what may change in a run that is taken up again; paths made absolute."""
-    flat: dict[str, Any] = {}
-    for section, values in config.model_dump().items():
-        entries = (
-            {f"{section}.{key}": value for key, value in values.items()}
-            if isinstance(values, dict)
-            else {section: values}
-        )
-        flat |= {key: value for key, value in entries.items() if not key.startswith(_MAY_CHANGE)}
-    for key, words in (("data", (DRAWN_DATA,)), ("model.encoder_weights", ("imagenet", "none"))):
-        if flat[key] not in words:
-            flat[key] = storage.to_absolute(flat[key])
-    return flat
 
 
 def check_data(dataset: Dataset, config: TrainConfig, console: Console) -> doctor.Diagnosis:
     """Looks at the data before Ray starts. Raises UserError naming the first file that cannot be used."""
     train, val = dataset.samples("train"), dataset.samples("val")
-    if len(train) < config.training.batch_size:
-        raise UserError(
-            f"training.batch_size is {config.training.batch_size}, the train split has {len(train)} images; "
-            f"a batch cannot be larger than the split"
-        )
-    crop, size = config.augment.crop, config.input.size
-    if crop and (crop[0] > size[0] or crop[1] > size[1]):
-        raise UserError(f"augment.crop {list(crop)} is larger than input.size {list(size)}")
+    _check_sizes(config, len(train))
     diagnosis = doctor.check_samples({"train": train, "val": val}, dataset.classes, console=console)
     for finding in diagnosis.errors:
         raise UserError(

@@ -10,7 +10,8 @@ import pytest
 from batchseg.bundle import read_card
 from batchseg.config import load_config
 from batchseg.errors import UserError
-from batchseg.train import check_out, train_model
+from batchseg.train import train_model
+from batchseg.train_folder import check_out
 
 
 def test_leaves_what_the_contract_says(trained_out: Path, drawn_data: Path) -> None:
@@ -71,7 +72,7 @@ def test_an_extended_run_is_not_finished_until_it_is(
     out = tmp_path / "out"
     shutil.copytree(trained_out, out)
     longer = load_config(None, {**tiny_overrides, "out": str(out), "training.epochs": "3"})
-    (out / "config.yaml").write_text(longer.to_yaml())
+    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace("epochs: 2", "epochs: 3"))
     (out / "scores.json").unlink()
     assert check_out(longer) is None
 
@@ -90,6 +91,32 @@ def test_a_run_is_not_resumed_on_other_data(
             train_model(load_config(None, {**tiny_overrides, "out": str(out), "training.epochs": "3"}))
     finally:
         drawn_data.write_text(page)
+    assert train_model(load_config(None, {**tiny_overrides, "out": str(out)})).was_finished, "the refusal changed it"
+
+
+def test_files_of_somebody_else_are_left_alone(tiny_overrides: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: mine\n")
+    (tmp_path / "scores.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds a config\.yaml that `train` did not write"):
+        train_model(load_config(None, {**tiny_overrides, "out": str(tmp_path)}))
+    assert (tmp_path / "config.yaml").read_text() == "data: mine\n"
+    assert (tmp_path / "scores.json").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"folder .*/file cannot be made"):
+        train_model(load_config(None, {**tiny_overrides, "out": str(tmp_path / "file")}))
+
+
+def test_a_list_of_checkpoints_that_was_cut_off_is_named(
+    trained_out: Path, tiny_overrides: dict[str, str], tmp_path: Path
+) -> None:
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(trained_out, out)
+    listed = out / "checkpoints" / "checkpoint_manager_snapshot.json"
+    listed.write_text(listed.read_text()[:40])
+    with pytest.raises(UserError, match="Ray's list of checkpoints, is damaged"):
+        check_out(load_config(None, {**tiny_overrides, "out": str(out), "training.epochs": "3"}))
 
 
 def test_another_config_is_refused_but_for_epochs(trained_out: Path, tiny_overrides: dict[str, str]) -> None:
@@ -143,3 +170,28 @@ def test_a_bad_mask_is_named_before_training(drawn_data: Path, tiny_overrides: d
     with pytest.raises(UserError, match=r"0003\.png holds class id 77, but the class table has 6 classes \(0-5\)"):
         train_model(job)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_voc_trains_and_evaluates_without_its_border(shared_data: Path, ray_session: None, tmp_path: Path) -> None:
+    """Photos of many sizes; the 255 between classes counts nowhere."""
+    from PIL import Image
+
+    from batchseg.evaluate import evaluate_dataset
+
+    voc = shared_data / "voc_mini"
+    weights = shared_data / "weights" / "mobilenet_v1_0.25_224_notop.weights.h5"
+    overrides = {"data": str(voc), "out": str(tmp_path / "out"), "model.encoder_weights": str(weights)}
+    page = Path(__file__).parents[1] / "jobs" / "voc.yaml"
+    result = train_model(load_config(str(page), {**overrides, "training.epochs": "2"}))
+    masks = [np.array(Image.open(voc / "SegmentationClass" / f"{stem}.png")) for stem in read_stems(voc, "val")]
+    assert any((mask == 255).any() for mask in masks)
+    valid = sum(int((mask != 255).sum()) for mask in masks)
+    for scores in (result.scores, evaluate_dataset(str(voc), result.bundle)):
+        assert scores["images"] == 4
+        assert np.asarray(scores["confusion"]).sum() == valid
+
+
+def read_stems(voc: Path, split: str) -> list[str]:
+    return (voc / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()

@@ -6,6 +6,7 @@ the right and y down; the canvas painted on is SUPERSAMPLE times as large, for s
 """
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from batchseg.errors import UserError
 
 CLASSES: tuple[tuple[str, str], ...] = (  # Paul Tol's "bright" scheme, safe for colour-blind readers.
     ("sky", "#66ccee"),
@@ -28,6 +31,8 @@ IGNORED_ID = 255
 SIZES_HW = ((128, 160), (120, 192))
 SUPERSAMPLE = 2
 HEADER = "# drawn by batchseg:"
+MARKER_FILE = ".drawn-by-batchseg"
+TRAIN_IMAGES, VAL_IMAGES, TEST_IMAGES = 240, 40, 40
 VERSION = 1  # Raise it when the drawing changes, so that sets drawn before are drawn again.
 
 FloatArray = npt.NDArray[np.float32]
@@ -82,11 +87,13 @@ class _Canvas:
         self.image_rgb[y, x] *= (1 - strength * (0.6 * right + 0.4 * down))[:, None]
 
 
-def draw_dataset(root: Path, *, train: int = 240, val: int = 40, test: int = 40, seed: int = 0) -> Path:
+def draw_dataset(
+    root: Path, *, train: int = TRAIN_IMAGES, val: int = VAL_IMAGES, test: int = TEST_IMAGES, seed: int = 0
+) -> Path:
     """Draws a set under root and returns its root/dataset.yaml; does nothing if the same set is there already.
 
     Writes root/{train,val,test}/{images,masks}/0000.png and on. A set drawn here with other numbers is replaced.
-    Raises ValueError if root holds a dataset.yaml from elsewhere.
+    Raises UserError if root cannot be written to, or holds images that were not drawn here.
     """
     counts = {"train": train, "val": val, "test": test}
     header = f"{HEADER} train={train} val={val} test={test} seed={seed} version={VERSION}"
@@ -94,8 +101,7 @@ def draw_dataset(root: Path, *, train: int = 240, val: int = 40, test: int = 40,
     found = yaml_path.read_text(encoding="utf-8").partition("\n")[0] if yaml_path.exists() else ""
     if found == header:
         return yaml_path
-    if found and not found.startswith(HEADER):
-        raise ValueError(f"{yaml_path} was not drawn by batchseg: it opens with {found!r}. Give another folder.")
+    _claim_folder(root, counts, found)
     yaml_path.unlink(missing_ok=True)
     for split_index, (split, count) in enumerate(counts.items()):
         _draw_split(root / split, count, (seed, split_index))
@@ -107,6 +113,22 @@ def draw_dataset(root: Path, *, train: int = 240, val: int = 40, test: int = 40,
     unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
     unfinished.replace(yaml_path)
     return yaml_path
+
+
+def _claim_folder(root: Path, splits: Iterable[str], header: str) -> None:
+    """Marks root as ours before the first file, so that a half-drawn set is known again, and no other is touched."""
+    marker = root / MARKER_FILE
+    if header and not header.startswith(HEADER):
+        page = root / "dataset.yaml"
+        raise UserError(f"{page} was not drawn by batchseg: it opens with {header!r}. Give another folder.")
+    if not header and not marker.exists() and any((root / split).exists() for split in splits):
+        names = ", ".join(splits)
+        raise UserError(f"{root} holds folders named {names} that batchseg did not draw. Give another folder.")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    except (FileExistsError, NotADirectoryError, FileNotFoundError, PermissionError) as error:
+        raise UserError(f"the drawn set cannot be written to {root}: {error}") from None
 
 
 def draw_scene(rng: np.random.Generator, size_hw: tuple[int, int]) -> tuple[Uint8Array, Uint8Array]:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from batchseg.datasets.drawn import BALLOON, CLASSES, IGNORED_ID, LAKE, SIZES_HW, SKY, draw_dataset, draw_scene
+from batchseg.errors import UserError
 
 COUNTS = {"train": 60, "val": 2, "test": 20}
 Scene = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
@@ -156,5 +157,16 @@ def test_other_numbers_replace_the_set(tmp_path: Path) -> None:
 
 def test_a_foreign_set_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "dataset.yaml").write_text("format: voc\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"was not drawn by batchseg: it opens with 'format: voc'\. Give another"):
+    with pytest.raises(UserError, match=r"was not drawn by batchseg: it opens with 'format: voc'\. Give another"):
         draw_dataset(tmp_path, train=1, val=1, test=1)
+
+
+def test_pictures_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "train" / "images" / "0000.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"my work")
+    with pytest.raises(UserError, match=r"holds folders named train, val, test that batchseg did not draw"):
+        draw_dataset(tmp_path, train=1, val=1, test=1)
+    assert mine.read_bytes() == b"my work"
+    with pytest.raises(UserError, match="cannot be written to"):
+        draw_dataset(mine / "data", train=1, val=1, test=1)

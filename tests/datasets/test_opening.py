@@ -172,7 +172,7 @@ def test_one_image_without_mask(root: Path) -> None:
         ("values: [1, 2]", "values: [0]", "one raw value belongs to two classes"),
         ("thing", "ground", "the name 'ground' is given twice"),
         ('"#ff0000"', '"red"', r"color 'red' is not of the form #rrggbb"),
-        ('[ground, {name: thing, color: "#ff0000", values: [1, 2]}]', "3", "classes or ignore cannot be read"),
+        ('[ground, {name: thing, color: "#ff0000", values: [1, 2]}]', "3", "classes: 3 is given; a list of names"),
         ("ignore: [11]", "ignore: [many]", "classes or ignore cannot be read"),
         ("{images: val/images, masks: val/masks}", "{images: val/images}", r"split val is .*allowed are \{images:"),
         ("{images: val/images, masks: val/masks}", "7", r"split val is 7; allowed are \{images:, masks:\}, a list"),
