@@ -31,6 +31,14 @@ model_option = click.option(
 )
 
 
+actors_option = click.option(
+    "--actors", type=click.IntRange(1), help="model actors; default one per GPU, without GPUs one per 8 CPUs"
+)
+gpus_per_actor_option = click.option(
+    "--gpus-per-actor", type=click.FloatRange(0), help="default 1 where the cluster has GPUs, else 0"
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=_EXIT_CODES)
 @click.version_option(__version__, prog_name="batchseg")
 def cli() -> None:
@@ -118,23 +126,15 @@ def _load_train_config(config: str | None, overrides: dict[str, str], console: C
 @click.option("--split", help="split to score; default test if the data has one, else val")
 @click.option("--out", help="folder for scores.json")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="images per call of the model")
+@actors_option
+@gpus_per_actor_option
 @address_option
-def evaluate(
-    data: str, bundle: str | None, split: str | None, out: str | None, batch_size: int, address: str | None
-) -> None:
+def evaluate(data: str, bundle: str | None, **options: Any) -> None:
     """Score a bundle on labelled DATA through the same predictor that `segment` uses."""
     from batchseg.evaluate import evaluate_dataset
 
     console = Console()
-    scores = evaluate_dataset(
-        data,
-        bundle or _find_bundle(console),
-        split=split,
-        out=out,
-        batch_size=batch_size,
-        address=address,
-        console=console,
-    )
+    scores = evaluate_dataset(data, bundle or _find_bundle(console), **options, console=console)
     show_scores(console, f"{scores['split']} of {data}", scores)
 
 
@@ -154,8 +154,8 @@ def evaluate(
     help="longest side in pixels; 0 is the image's own",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="images per call of the model")
-@click.option("--actors", type=click.IntRange(1), help="model actors; default one per GPU, without GPUs one per 8 CPUs")
-@click.option("--gpus-per-actor", type=click.FloatRange(0), help="default 1 where the cluster has GPUs, else 0")
+@actors_option
+@gpus_per_actor_option
 @click.option(
     "--max-megapixels",
     type=click.FloatRange(0, min_open=True),

@@ -1,5 +1,6 @@
 """All Ray policy: where to connect, how large to be, what workers print, how progress comes back."""
 
+import json
 import logging
 import math
 import os
@@ -122,7 +123,11 @@ def _set_environment() -> None:
 
 
 def _worker_environment(*, is_local: bool) -> dict[str, Any]:
-    environment: dict[str, Any] = {"env_vars": dict(_WORKER_ENVIRONMENT)}
+    # Ray refuses to merge a variable that the submitted job sets as well; the job's own word counts.
+    job = json.loads(os.environ.get(_JOB_VARIABLE) or "{}")
+    given = (job.get("runtime_env") or {}).get("env_vars") or {}
+    variables = {name: value for name, value in _WORKER_ENVIRONMENT.items() if name not in given}
+    environment: dict[str, Any] = {"env_vars": variables}
     if not is_local and not is_submitted_job():
         # The nodes run the very code that the command was started with; a submitted job has its working directory.
         environment["py_modules"] = [str(Path(batchseg.__file__).parent)]
@@ -212,16 +217,18 @@ def plan_stream(actors: int | None = None, gpus_per_actor: float | None = None) 
 
     The other half is for the stages that decode and write. Raises UserError for what the cluster cannot hold.
     """
-    cpus = [float(node["CPU"]) for node in _list_nodes() if node.get("CPU", 0) > 0] or [1.0]
+    cpus = [float(node["CPU"]) for node in _list_nodes() if node.get("CPU", 0) > 0]
     gpus = float(ray.cluster_resources().get("GPU", 0.0))
     # Small machines get small tasks: one of each stage must find a place beside the actor.
-    stage_cpus = 0.5 if max(cpus) >= 2 else 0.2
+    stage_cpus = 0.5 if max(cpus, default=2) >= 2 else 0.2
     per_actor = gpus_per_actor if gpus_per_actor is not None else float(gpus >= 1)
     if per_actor > 0:
         places = _count_places(0.0, per_actor)
         if places < (actors or 1) and not _can_grow():
             raise UserError(f"{actors or 1} actors x {per_actor:g} GPUs are wanted; the cluster has {gpus:g}")
         return StreamPlan(actors or max(1, places), 0.0, per_actor, 2, stage_cpus)
+    if not cpus:
+        raise UserError("the cluster has no CPUs yet; say what to wait for, such as --actors 2 --gpus-per-actor 1")
     count = actors or sum(max(1, int(node // 8)) for node in cpus)
     threads = max(1, min(int(max(cpus)), int(sum(cpus) // count)))
     reserved = min(cpus) / 2 if len(cpus) >= count else min(threads, min(cpus)) / 2
@@ -279,8 +286,10 @@ class ProgressBoard:
 
 
 def start_board() -> Any:
-    """A ProgressBoard as an actor, which lives as long as its handle."""
-    return ray.remote(num_cpus=0, max_restarts=-1)(ProgressBoard).remote()
+    """A ProgressBoard as an actor beside the driver, which lives as long as its handle."""
+    beside_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ProgressBoard)
+    return board.options(scheduling_strategy=beside_driver).remote()
 
 
 class Throttle:
@@ -323,7 +332,10 @@ def report_errors(board: Any) -> Iterator[None]:
 
 def raise_reported(board: Any) -> None:
     """In the driver: raises what a worker has put on the board."""
-    state = ray.get(board.read.remote())
+    try:
+        state = ray.get(board.read.remote(), timeout=_CONNECT_TIMEOUT_S)
+    except ray.exceptions.RayError:
+        return  # without a board the error itself is what there is to tell
     if "fatal" in state:
         raise StoppedError(state["fatal"]) if state["stopped"] else UserError(state["fatal"])
 

@@ -30,7 +30,11 @@ class Console:
     """Prints to one stream. Everything a command says goes through here."""
 
     def __init__(self, stream: TextIO | None = None):
-        self.rich = RichConsole(file=stream or sys.stdout, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        file = stream or sys.stdout
+        # Decided here: rich would believe FORCE_COLOR, which people set for logs, and fill those with control codes.
+        self.rich = RichConsole(
+            file=file, force_terminal=file.isatty(), highlight=False, soft_wrap=True, markup=False, emoji=False
+        )
         self._printed_at = 0.0
 
     @classmethod

@@ -24,6 +24,8 @@ def evaluate_dataset(
     split: str | None = None,
     out: str | None = None,
     batch_size: int = 8,
+    actors: int | None = None,
+    gpus_per_actor: float | None = None,
     address: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -32,6 +34,9 @@ def evaluate_dataset(
     Raises UserError for data or a bundle that cannot be used, or classes that differ between them.
     """
     console = console or Console.quiet()
+    out = cluster.resolve_output(out) if out else None
+    if out and storage.exists(storage.join(out, "checkpoints")):
+        raise UserError(f"--out {out} is a training run, whose scores.json are those of val; give another folder")
     card = read_card(cluster.resolve_bundle(bundle))
     check_weights(card)
     dataset = open_dataset(location)
@@ -39,7 +44,7 @@ def evaluate_dataset(
     samples = dataset.samples(split)
     _check_classes(dataset, card.classes, bundle)
     with cluster.connect(address):
-        plan = cluster.plan_stream()
+        plan = cluster.plan_stream(actors, gpus_per_actor)
         board = cluster.start_board()
         score = ScoreStage(dataset.classes, card.geometry, board)
         fit = FitStage(card.geometry, DEFAULT_MAX_MEGAPIXELS, None)
@@ -54,7 +59,9 @@ def evaluate_dataset(
         total += ConfusionMatrix(part["counts"])
     scores = {"split": split, "bundle": card.digest, **total.to_scores(dataset.classes.names, len(samples))}
     if out:
-        storage.write_atomic(storage.join(cluster.resolve_output(out), "scores.json"), json.dumps(scores, indent=1))
+        location = storage.join(out, "scores.json")
+        storage.write_atomic(location, json.dumps(scores, indent=1))
+        console.say(f"scores: {location}")
     return scores
 
 

@@ -4,6 +4,7 @@ The shapes are made up: `ray.nodes` and `ray.cluster_resources` are replaced, no
 """
 
 import errno
+import json
 import socket
 import subprocess
 import sys
@@ -384,6 +385,14 @@ def silent_address() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_variables_of_a_submitted_job_are_left_to_it(submitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"runtime_env": {"env_vars": {"GRPC_VERBOSITY": "INFO"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    variables = cluster._worker_environment(is_local=False)["env_vars"]
+    assert "GRPC_VERBOSITY" not in variables
+    assert variables["KERAS_BACKEND"] == "tensorflow"
 
 
 def test_an_address_where_nothing_answers_is_refused_at_once(silent_address: str) -> None:

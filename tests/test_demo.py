@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def run_demo(out: Path) -> list[str]:
@@ -17,7 +17,7 @@ def run_demo(out: Path) -> list[str]:
         [sys.executable, "-m", "batchseg", "demo", "--out", str(out)],
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=700,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 PROJECT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -65,7 +65,9 @@ def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     # --block: this process ends its own node, and no other Ray of the machine, as `ray stop` would.
     node = subprocess.Popen(
         [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
-         f"--dashboard-port={dashboard}", "--include-dashboard=true", "--disable-usage-stats"],
+         f"--dashboard-port={dashboard}", "--include-dashboard=true", "--disable-usage-stats",
+         # Ports that are fixed by default, and taken when another Ray runs on this machine.
+         "--dashboard-agent-listen-port=0", f"--ray-client-server-port={find_free_port()}"],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
