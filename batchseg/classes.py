@@ -143,6 +143,8 @@ class ClassTable:
 
 def parse_classes(entries: Sequence[str | Mapping[str, Any]], ignore: Iterable[int] = ()) -> ClassTable:
     """A table from names in id order, or mappings with `name` and, if wanted, `color` and `values`."""
+    if not isinstance(entries, (list, tuple)):
+        raise UserError(f"classes: {entries!r} is given; a list of names in id order is allowed")
     classes = []
     for class_id, entry in enumerate(entries):
         given: Mapping[str, Any] = {"name": entry} if isinstance(entry, str) else entry

@@ -26,7 +26,7 @@ class StoppedError(Exception):
 class ImageError(Exception):
     """One image that cannot be used; becomes a row of its own and never stops a run.
 
-    `kind` is one of the row's error kinds: missing, denied, read, decode, too_large, write.
+    `kind` is one of the row's error kinds: missing, denied, read, decode, too_large, oom, write.
     """
 
     def __init__(self, kind: str, message: str):

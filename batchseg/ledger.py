@@ -28,6 +28,7 @@ from batchseg.images import is_image_name
 STATUSES = ("ok", "error")
 RUN_FILE = "run.json"
 MANIFEST_FILE = "manifest.parquet"
+CLASSES_FILE = "classes.json"
 _STAGING = ".tmp"
 _THREADS = 16
 _STALE_SECONDS = 3600
@@ -87,12 +88,12 @@ def list_images(location: str, exclude: str) -> pa.Table:
         raise UserError(f"INPUT {location} does not exist")
     if kind == "file":
         raise UserError(f"INPUT {location} is a file; a directory is allowed")
-    prefix = exclude.rstrip("/") + "/"
-    found = [
-        entry
-        for entry in storage.list_files(location)
-        if is_image_name(entry.path) and not entry.location.startswith(prefix)
-    ]
+    prefix = storage.to_real(exclude) + "/"
+    try:
+        listed = [entry for entry in storage.list_files(storage.to_real(location)) if is_image_name(entry.path)]
+    except OSError as error:
+        raise UserError(f"INPUT {location} cannot be listed: {error}") from None
+    found = [entry for entry in listed if not entry.location.startswith(prefix)]
     if not found:
         raise UserError(f"INPUT {location} holds no image (.jpg, .png, .tif, .webp, …), at any depth")
     columns = [
@@ -250,12 +251,21 @@ def read_run(out: str) -> dict[str, Any] | None:
             run = json.loads(storage.read_bytes(location))
         except ValueError as error:
             raise UserError(f"OUT {out}: {RUN_FILE} is damaged: {error}") from None
-        if not isinstance(run, dict):
-            raise UserError(f"OUT {out}: {RUN_FILE} is damaged: it holds no mapping")
+        if not isinstance(run, dict) or not {"run", "bundle", "parameters"} <= set(run):
+            raise UserError(f"OUT {out}: its {RUN_FILE} is not one of batchseg; give another --out")
         return run
-    if storage.file_type(out) == "file" or (storage.exists(out) and next(iter(storage.list_files(out)), None)):
+    is_file = storage.file_type(out) == "file"
+    # A staging folder is all that a run leaves which was killed in its first moment.
+    if is_file or any(name != _STAGING and not name.startswith(".probe-") for name in storage.list_names(out)):
         raise UserError(f"OUT {out} exists and is not an output of batchseg (it has no {RUN_FILE}); give another --out")
     return None
+
+
+def forget_run(out: str) -> None:
+    """Takes back what the start of a run has written, where it was refused before the first row."""
+    if not list_parts(out):
+        for name in (RUN_FILE, CLASSES_FILE):
+            storage.delete_file(storage.join(out, name))
 
 
 def check_same_run(out: str, before: dict[str, Any], parameters: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from ray.data import ActorPoolStrategy, Datasink
 from batchseg import __version__, cluster, ledger, storage
 from batchseg.bundle import BundleCard, check_weights, read_card
 from batchseg.console import Console, CountProgress, format_duration, watch_board
-from batchseg.errors import UserError
+from batchseg.errors import StoppedError, UserError
 from batchseg.images import DEFAULT_MAX_MEGAPIXELS
 from batchseg.stages import FitStage, PredictStage, WriteStage
 
@@ -85,7 +85,7 @@ def segment_images(
     console, options = console or Console.quiet(), options or SegmentOptions()
     source = storage.to_absolute(location)
     out = cluster.resolve_output(out or f"runs/{storage.name_of(source)}-segmented")
-    if out == source:
+    if storage.to_real(out) == storage.to_real(source):
         raise UserError(f"OUT {out} is INPUT itself; give another --out")
     before = ledger.read_run(out)
     card = read_card(cluster.resolve_bundle(_choose_bundle(bundle, find_bundle, before, console)))
@@ -99,12 +99,22 @@ def segment_images(
     started = time.monotonic()
     if len(work.todo):
         with cluster.connect(address):
+            plan = cluster.plan_stream(options.actors, options.gpus_per_actor)
             _prepare_out(job, manifest, console)
             ledger.subtract(out, index, work.redone)
-            stream_images(work.todo, job, console)
+            try:
+                stream_images(work.todo, job, plan, console)
+            except UserError:
+                if before is None:
+                    ledger.forget_run(out)
+                raise
         index = ledger.settle(out)
     seconds = time.monotonic() - started if len(work.todo) else 0.0
     counts = ledger.count_rows(index, manifest)
+    if counts["ok"] + counts["error"] != len(manifest):
+        raise StoppedError(
+            f"{counts['ok'] + counts['error']} of {len(manifest)} images have a row; the same line does the others"
+        )
     if len(work.todo) or (before or {}).get("counts") != counts or (before or {}).get("state") != "complete":
         job.finish(manifest, counts, seconds, len(work.todo))
     return SegmentResult(out, counts["ok"], counts["error"], work.reasons, seconds)
@@ -128,7 +138,8 @@ def _prepare_out(job: "_Job", manifest: pa.Table, console: Console) -> None:
     job.record("running", {"manifest": len(manifest)})
     console.log_into(job.out)
     ledger.sweep_staging(job.out)
-    storage.write_atomic(storage.join(job.out, "classes.json"), _describe_classes(job.card), ledger.staging_of(job.out))
+    classes = json.dumps(job.card.classes.to_json(), indent=1)
+    storage.write_atomic(storage.join(job.out, ledger.CLASSES_FILE), classes, ledger.staging_of(job.out))
 
 
 @dataclass(frozen=True)
@@ -166,10 +177,9 @@ class _Job:
         )
 
 
-def stream_images(todo: pa.Table, job: _Job, console: Console) -> None:
+def stream_images(todo: pa.Table, job: _Job, plan: cluster.StreamPlan, console: Console) -> None:
     """The stream itself. Raises UserError or StoppedError that a stage met."""
     card, options = job.card, job.options
-    plan = cluster.plan_stream(options.actors, options.gpus_per_actor)
     board = cluster.start_board()
     overlay_suffix = None if options.overlays == "none" else f".{options.overlays}"
     fit = FitStage(card.geometry, options.max_megapixels, options.overlay_size if overlay_suffix else None)
@@ -267,14 +277,10 @@ def _list_parameters(source: str, card: BundleCard, options: SegmentOptions) -> 
     return {
         "input": source,
         "bundle_digest": card.digest,
-        "write": list(options.write),
+        "write": sorted(options.write),
         "overlays": options.overlays,
         "overlay_size": options.overlay_size,
     }
-
-
-def _describe_classes(card: BundleCard) -> str:
-    return json.dumps(card.classes.to_json(), indent=1)
 
 
 def show_result(console: Console, result: SegmentResult) -> None:

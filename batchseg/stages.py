@@ -8,6 +8,7 @@ imports Keras.
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any
@@ -167,15 +168,16 @@ class WriteStage:
                 record |= self._write_pictures(record["image_id"], item)
             except ImageError as error:
                 record |= {"error_kind": error.kind, "error": str(error)}
-        if record["error_kind"] and item["attempts"]:
+        if record["error_kind"]:
             self._delete_pictures(record["image_id"])
         record["seconds"] = float(item["seconds"]) + time.perf_counter() - started
         return record
 
     def _delete_pictures(self, image_id: str) -> None:
-        """Pictures of an earlier file of this name, which was an image, do not outlive its row."""
+        """A row that failed has no pictures: neither its own first one nor those of an earlier file of this name."""
         for path in (f"masks/{image_id}.png", f"overlays/{image_id}{self.overlay_suffix}"):
-            storage.delete_file(storage.join(self.out, path))
+            with suppress(OSError):  # one that could not be written cannot be looked for either
+                storage.delete_file(storage.join(self.out, path))
 
     def _write_pictures(self, image_id: str, item: dict[str, Any]) -> dict[str, Any]:
         plan = geo.make_plan((int(item["height"]), int(item["width"])), self.geometry)

@@ -174,6 +174,28 @@ def test_a_picture_does_not_outlive_its_image(
     assert not list((out / "overlays").iterdir())
 
 
+def test_a_row_that_failed_has_no_pictures(odd_images: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:
+    source, out = tmp_path / "images", tmp_path / "out"
+    source.mkdir()
+    shutil.copy(odd_images / "odd size.png", source / "a.png")
+    segment_images(str(source), str(bundle), str(out))
+    shutil.copy(odd_images / "odd size.png", source / "b.png")
+    (out / "overlays" / "b.png.png").mkdir()  # in the way of the overlay, which comes after the mask
+    assert segment_images(str(source), str(bundle), str(out)).failed == 1
+    failed = read_rows(out)[1]
+    assert (failed["image_id"], failed["error_kind"], failed["mask"]) == ("b.png", "write", None)
+    assert "overlays/b.png.png cannot be written" in failed["error"]
+    assert [path.name for path in (out / "masks").iterdir()] == ["a.png.png"]
+
+
+def test_too_many_actors_are_refused_before_anything_is_written(
+    odd_images: Path, bundle: Path, ray_session: None, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="--actors 50 leaves no CPU"):
+        segment_images(str(odd_images), str(bundle), str(tmp_path / "out"), options=SegmentOptions(actors=50))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_bundle_that_this_machine_cannot_run_ends_the_job(
     odd_images: Path, bundle: Path, ray_session: None, tmp_path: Path
 ) -> None:
@@ -189,6 +211,8 @@ def test_a_bundle_that_this_machine_cannot_run_ends_the_job(
     page.write_text(json.dumps(card))
     with pytest.raises(UserError, match="its golden image comes out right on"):
         segment_images(str(odd_images), str(tmp_path / "other"), str(tmp_path / "out"))
+    # Nothing ties OUT to that bundle.
+    assert segment_images(str(odd_images), str(bundle), str(tmp_path / "out")).failed == 0
 
 
 def test_evaluate_names_a_mask_that_will_not_do(
@@ -201,6 +225,11 @@ def test_evaluate_names_a_mask_that_will_not_do(
     Image.fromarray(mask).save(bad)
     with pytest.raises(UserError, match=r"test/masks/0004\.png holds class id 99"):
         evaluate_dataset(str(tmp_path / "data"), str(bundle))
+
+
+def test_evaluate_does_not_replace_the_scores_of_a_training(drawn_data: Path, bundle: Path, trained_out: Path) -> None:
+    with pytest.raises(UserError, match=r"is a training run, whose scores\.json are those of val"):
+        evaluate_dataset(str(drawn_data), str(bundle), out=str(trained_out))
 
 
 def test_another_bundle_or_overlay_is_refused(segmented: Path, odd_images: Path, bundle: Path, tmp_path: Path) -> None:
