@@ -27,6 +27,14 @@ Exit codes: 0 done; 1 internal fault; 2 wrong argument, config, data or bundle (
 3 finished, but some images failed; 4 stopped before the end; 130 interrupted."""
 
 
+actors_option = click.option(
+    "--actors", type=click.IntRange(1), help="model actors; default one per GPU, without GPUs one per 8 CPUs"
+)
+gpus_per_actor_option = click.option(
+    "--gpus-per-actor", type=click.FloatRange(0), help="default 1 where the cluster has GPUs, else 0"
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=_EXIT_CODES)
 @click.version_option(__version__, prog_name="batchseg")
 def cli() -> None:

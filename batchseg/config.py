@@ -13,6 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from batchseg import storage
 from batchseg.errors import UserError
 
+RESOLVED_HEADER = "# resolved by batchseg train; data fingerprint "
+"""First line of the page that a training run leaves, before the fingerprint of its data."""
+
 DRAWN_DATA = "drawn"
 """Value of `data` that stands for the set the program draws itself."""
 

@@ -252,8 +252,8 @@ def read_run(out: str) -> dict[str, Any] | None:
             run = json.loads(storage.read_bytes(location))
         except ValueError as error:
             raise UserError(f"OUT {out}: {RUN_FILE} is damaged: {error}") from None
-        if not isinstance(run, dict):
-            raise UserError(f"OUT {out}: {RUN_FILE} is damaged: it holds no mapping")
+        if not isinstance(run, dict) or not {"run", "bundle", "parameters"} <= set(run):
+            raise UserError(f"OUT {out}: its {RUN_FILE} is not one of batchseg; give another --out")
         return run
     is_file = storage.file_type(out) == "file"
     if is_file or (
@@ -261,6 +261,13 @@ def read_run(out: str) -> dict[str, Any] | None:
     ):
         raise UserError(f"OUT {out} exists and is not an output of batchseg (it has no {RUN_FILE}); give another --out")
     return None
+
+
+def forget_run(out: str) -> None:
+    """Takes back what the start of a run has written, where it was refused before the first row."""
+    if not list_parts(out):
+        for name in (RUN_FILE, CLASSES_FILE):
+            storage.delete_file(storage.join(out, name))
 
 
 def check_same_run(out: str, before: dict[str, Any], parameters: dict[str, Any]) -> None:

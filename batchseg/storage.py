@@ -61,6 +61,12 @@ def to_absolute(location: str | os.PathLike[str]) -> str:
     return text.rstrip("/")
 
 
+def to_real(location: str) -> str:
+    """The absolute location with symbolic links followed, to tell whether one lies in the other."""
+    absolute = to_absolute(location)
+    return absolute if is_remote(absolute) else os.path.realpath(absolute)
+
+
 def join(location: str, *parts: str) -> str:
     """Appends relative parts. Raises UserError if one of them would leave `location`."""
     for part in parts:
@@ -257,10 +263,20 @@ def list_files(location: str, *, recursive: bool = True, hidden: bool = False) -
         yield FileEntry(relative, f"{location.rstrip('/')}/{relative}", info.size or 0, modified.astimezone(UTC))
 
 
+def list_names(location: str) -> list[str]:
+    """The names of files and folders in a folder, hidden ones included; none for a missing one."""
+    fs, path = _filesystem(location)
+    return [info.base_name for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))]
+
+
 def make_folder(location: str) -> None:
-    """Creates a local folder and its parents; S3 needs none."""
-    if not is_remote(location):
+    """Creates a local folder and its parents; S3 needs none. Raises UserError where that is not possible."""
+    if is_remote(location):
+        return
+    try:
         Path(location).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError, PermissionError) as error:
+        raise UserError(f"folder {location} cannot be made: {error}") from None
 
 
 def delete_file(location: str) -> None:

@@ -185,6 +185,8 @@ class Worker:
         history: list[dict[str, Any]] = state["history"]
         if self.shard.rank == 0:
             self.task.board.put.remote(history=history, resumed=len(history))
+            # A kill may have come between the checkpoint and its line.
+            write_metrics_csv(storage.join(self.task.config.out, "metrics.csv"), history)
         return history
 
     def _show(self, phase: str, epoch: int, step: int, steps: int, **values: float) -> None:

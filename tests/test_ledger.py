@@ -275,9 +275,9 @@ def test_new_and_empty_folders_have_no_run(tmp_path: Path) -> None:
 
 def test_run_round_trip(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    ledger.write_run(out, {"run": 1, "parameters": {"overlays": "png"}})
-    ledger.write_run(out, {"run": 2, "parameters": {"overlays": "png"}})
-    assert ledger.read_run(out) == {"run": 2, "parameters": {"overlays": "png"}}
+    ledger.write_run(out, {"run": 1, "bundle": "b", "parameters": {"overlays": "png"}})
+    ledger.write_run(out, {"run": 2, "bundle": "b", "parameters": {"overlays": "png"}})
+    assert ledger.read_run(out) == {"run": 2, "bundle": "b", "parameters": {"overlays": "png"}}
     assert list_hidden(tmp_path / "out") == []
 
 
@@ -288,12 +288,29 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
         ledger.read_run(str(tmp_path))
     with pytest.raises(UserError, match="is not an output of batchseg"):
         ledger.read_run(str(tmp_path / "sub" / "thesis.txt"))
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / ".ssh").mkdir()
+    with pytest.raises(UserError, match="is not an output of batchseg"):
+        ledger.read_run(str(tmp_path / "hidden"))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", "3"])
-def test_damaged_run_file_is_refused(tmp_path: Path, text: str) -> None:
+def test_what_a_run_killed_at_once_leaves_is_taken_up(tmp_path: Path) -> None:
+    (tmp_path / ".tmp").mkdir()
+    (tmp_path / ".tmp" / ".abc.tmp").write_bytes(b"half")
+    assert ledger.read_run(str(tmp_path)) is None
+
+
+def test_a_run_refused_at_its_start_is_forgotten(tmp_path: Path) -> None:
+    ledger.write_run(str(tmp_path), {"run": 1, "bundle": "b", "parameters": {}})
+    (tmp_path / "classes.json").touch()
+    ledger.forget_run(str(tmp_path))
+    assert ledger.read_run(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", "3", '{"run": 1}'])
+def test_damaged_or_foreign_run_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(UserError, match=r"OUT .*: run\.json is damaged"):
+    with pytest.raises(UserError, match=r"OUT .*: (run\.json is damaged|its run\.json is not one of batchseg)"):
         ledger.read_run(str(tmp_path))
 
 

@@ -19,7 +19,7 @@ ROOMS = {
     0: "config storage retries images classes geometry metrics errors",
     1: "datasets doctor augment feed render ledger listing fetching console presets",
     2: "models losses optimizers",
-    3: "runtime bundle predict stages train_step train_task export",
+    3: "runtime bundle predict stages train_step train_task train_folder export",
     4: "cluster train_loop train segment evaluate plan",
     5: "demo cli __main__ __init__",
 }
