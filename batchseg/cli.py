@@ -24,15 +24,7 @@ DEFAULT_CONFIG = "batchseg.yaml"
 
 _EXIT_CODES = """\b
 Exit codes: 0 done; 1 internal fault; 2 wrong argument, config, data or bundle (nothing written);
-3 finished, but some images failed; 4 stopped before the end; 130 interrupted."""
-
-
-actors_option = click.option(
-    "--actors", type=click.IntRange(1), help="model actors; default one per GPU, without GPUs one per 8 CPUs"
-)
-gpus_per_actor_option = click.option(
-    "--gpus-per-actor", type=click.FloatRange(0), help="default 1 where the cluster has GPUs, else 0"
-)
+3 finished, but some images failed (verify: something is amiss); 4 stopped before the end; 130 interrupted."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=_EXIT_CODES)

@@ -27,7 +27,7 @@ IMAGE_SUFFIXES = frozenset({
 DEFAULT_MAX_MEGAPIXELS = 250.0
 
 _REDUCED_FLAGS = {
-    1: cv2.IMREAD_COLOR,
+    1: cv2.IMREAD_COLOR_RGB,  # the reduced ones come as BGR alone
     2: cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
@@ -114,12 +114,14 @@ def decode_image(data: bytes, header: ImageHeader, reduction: int = 1) -> RgbArr
     """
     flags = _REDUCED_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image_bgr = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise ImageError("decode", f"{header.format} cannot be decoded: {str(error).strip()}") from error
-    if image_bgr is None:
+    if decoded is None:
         raise ImageError("decode", f"{header.format} of {len(data)} bytes is damaged or cut off")
-    image_rgb = _apply_orientation(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB), header.orientation)
+    # Decoded in our order where that is offered: a conversion holds a large image twice.
+    image_rgb = decoded if reduction == 1 else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    image_rgb = _apply_orientation(image_rgb, header.orientation)
     expected_hw = tuple(-(-side // reduction) for side in header.size_hw)
     if image_rgb.shape[:2] != expected_hw:
         raise ImageError("decode", f"{header.format} decodes to {image_rgb.shape[:2]}, its header says {expected_hw}")
@@ -179,4 +181,12 @@ def encode_image(image_rgb: RgbArray, suffix: str) -> bytes:
     ok, data = cv2.imencode(suffix, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR), parameters)
     if not ok:
         raise ImageError("write", f"cannot encode {image_rgb.shape} as {suffix}")
+    return bytes(data.tobytes())
+
+
+def encode_scores(scores: MaskArray) -> bytes:
+    """uint8 HxW -> grey PNG of the same values."""
+    ok, data = cv2.imencode(".png", scores, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not ok:
+        raise ImageError("write", f"cannot encode {scores.shape} as a score map")
     return bytes(data.tobytes())

@@ -256,18 +256,11 @@ def read_run(out: str) -> dict[str, Any] | None:
             raise UserError(f"OUT {out}: its {RUN_FILE} is not one of batchseg; give another --out")
         return run
     is_file = storage.file_type(out) == "file"
-    if is_file or (
-        storage.exists(out) and any(entry.path not in (LEASE_FILE, LOG_FILE) for entry in storage.list_files(out))
-    ):
+    # A lease and a staging folder are what a run leaves that was killed in its first moment.
+    known = {_STAGING, LEASE_FILE, LOG_FILE}
+    if is_file or any(name not in known and not name.startswith(".probe-") for name in storage.list_names(out)):
         raise UserError(f"OUT {out} exists and is not an output of batchseg (it has no {RUN_FILE}); give another --out")
     return None
-
-
-def forget_run(out: str) -> None:
-    """Takes back what the start of a run has written, where it was refused before the first row."""
-    if not list_parts(out):
-        for name in (RUN_FILE, CLASSES_FILE):
-            storage.delete_file(storage.join(out, name))
 
 
 def check_same_run(out: str, before: dict[str, Any], parameters: dict[str, Any]) -> None:

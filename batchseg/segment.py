@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -61,6 +61,11 @@ class SegmentJob:
     def run(self) -> int:
         return int((self.before or {}).get("run", 0)) + 1
 
+    def check_parameters(self) -> None:
+        """Raises UserError when OUT was made with others, and is not to be begun anew."""
+        if self.before and not self.options.overwrite:
+            ledger.check_same_run(self.out, self.before, self.parameters)
+
     def read_index(self) -> pa.Table:
         """The rows that count: none where OUT is begun anew."""
         return ledger.empty_index() if self.options.overwrite else ledger.read_index(self.out)
@@ -105,8 +110,8 @@ def segment_images(
     reasons = ", ".join(f"{count} {why}" for why, count in work.reasons.items() if count)
     console.say(f"{job.listing.root}: {len(job.listing.manifest)} images ({reasons}) -> {job.out}")
     if not len(work.todo) and job.before and job.before["state"] == "complete" and not options.prune:
-        counts = ledger.count_rows(ledger.read_index(job.out), job.listing.manifest)
-        if counts == job.before["counts"]:
+        counts = ledger.count_rows(job.read_index(), job.listing.manifest)
+        if counts == job.before["counts"] and not options.overwrite:
             return SegmentResult(job.out, counts["ok"], counts["error"], counts["gone"], 0, work.reasons, 0.0)
     if not len(work.todo):
         with Lease.acquire(job.out, say=console.say) as lease:
@@ -139,17 +144,20 @@ def open_job(
     check_weights(card)
     with console.live() as show:
         listing = list_input(source, options.listing, leave_out=out, show=show)
-    parameters = {"input": listing.root, "bundle_digest": card.digest, **options.list_parameters()}
-    if before and not options.overwrite:
-        ledger.check_same_run(out, before, parameters)
+    parameters = {"input": source, "root": listing.root, "bundle_digest": card.digest, **options.list_parameters()}
+    job = SegmentJob(out, card, listing, parameters, options, before, decode)
+    job.check_parameters()
     if listing.note:
         console.say(listing.note)
-    return SegmentJob(out, card, listing, parameters, options, before, decode)
+    return job
 
 
 def _run(job: SegmentJob, plan: cluster.StreamPlan | None, lease: Lease, console: Console) -> SegmentResult:
     """Everything that writes. plan: None where there is nothing to stream."""
     started = time.monotonic()
+    # Another job may have come and gone between our first look and our lease.
+    job = replace(job, before=ledger.read_run(job.out))
+    job.check_parameters()
     manifest = job.listing.manifest
     _prepare_out(job, console)
     index = ledger.settle(job.out)
@@ -173,6 +181,7 @@ def _run(job: SegmentJob, plan: cluster.StreamPlan | None, lease: Lease, console
         lease.check()
         index = ledger.settle(job.out)
         clearing.delete_failed_pictures(job.out, index, job.run)
+    ledger.sweep_staging(job.out)  # what killed workers have left
     counts = ledger.count_rows(index, manifest)
     if counts["ok"] + counts["error"] != len(manifest):
         raise StoppedError(

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,14 +19,10 @@ import pyarrow.fs as pafs
 
 from batchseg.errors import UserError
 from batchseg.retries import retry_io as retry_io
+from batchseg.s3 import connect_s3, read_whole
 
 _SCHEMES = ("s3",)
 _LOCAL = pafs.LocalFileSystem()
-# The SDK's own 1 s and 3 s are too short for a store under load, such as when it joins the parts of an upload.
-_CONNECT_TIMEOUT_S = 5.0
-_REQUEST_TIMEOUT_S = 20.0
-# Of one request; retry_io tries the whole operation again.
-_SDK_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ def filesystem_of(location: str) -> tuple[pafs.FileSystem, str]:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     has_region = endpoint or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    return _connect_s3(endpoint, None if has_region else path.partition("/")[0], settings), path
+    return connect_s3(endpoint, None if has_region else path.partition("/")[0], settings), path
 
 
 def _split_scheme(location: str) -> str:
@@ -103,29 +98,6 @@ def _split_scheme(location: str) -> str:
     if not path.strip("/"):
         raise UserError(f"{location} names no bucket; write s3://bucket/key")
     return path
-
-
-@lru_cache(maxsize=8)
-def _connect_s3(
-    endpoint: str | None, unknown_bucket: str | None, settings: tuple[tuple[str, str], ...]
-) -> pafs.FileSystem:
-    """One client for each state of the AWS_* variables (`settings`). A bucket without a set region is asked for it."""
-    region = None
-    if unknown_bucket:
-        with suppress(OSError):  # then the region that the SDK finds in ~/.aws or on the machine
-            region = pafs.resolve_s3_region(unknown_bucket)
-    region = region or dict(settings).get("AWS_REGION") or dict(settings).get("AWS_DEFAULT_REGION")
-    return pafs.S3FileSystem(
-        region=region,
-        endpoint_override=endpoint,
-        # One PUT for up to 10 MB instead of the three requests of a multi-part upload.
-        allow_delayed_open=True,
-        # Not False: then an upload whose second part fails is completed on closing, and a short object appears.
-        background_writes=True,
-        connect_timeout=_CONNECT_TIMEOUT_S,
-        request_timeout=_REQUEST_TIMEOUT_S,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_SDK_ATTEMPTS),
-    )
 
 
 def read_bytes(location: str) -> bytes:
@@ -141,10 +113,7 @@ def read_once(location: str) -> bytes:
     fs, path = filesystem_of(location)
     # Not open_input_stream: its read() asks for 256 KiB at a time, which is 46 requests for 12 MB.
     with fs.open_input_file(path) as stream:
-        data = bytes(stream.readall())
-        if len(data) != stream.size():
-            raise OSError(f"{location}: {len(data)} of {stream.size()} bytes arrived")
-        return data
+        return read_whole(stream, location)
 
 
 def read_text(location: str) -> str:
@@ -265,8 +234,10 @@ def list_files(location: str, *, recursive: bool = True, hidden: bool = False) -
 
 def list_names(location: str) -> list[str]:
     """The names of files and folders in a folder, hidden ones included; none for a missing one."""
-    fs, path = _filesystem(location)
-    return [info.base_name for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))]
+    try:
+        return [path for path, _ in list_infos(location, recursive=False)]
+    except FileNotFoundError:
+        return []
 
 
 def make_folder(location: str) -> None:

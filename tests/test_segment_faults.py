@@ -31,8 +31,8 @@ PLAIN = SegmentOptions(write=("png",), overlays="none")
 def draw_images(folder: Path, count: int) -> Path:
     folder.mkdir()
     for number in range(count):
-        scene, _ = draw_scene(np.random.default_rng(number % 8), (60, 80))
-        cv2.imwrite(str(folder / f"{number:03d}.png"), scene)
+        scene, _ = draw_scene(np.random.default_rng(number % 8), (120, 160))
+        cv2.imwrite(str(folder / f"{number:03d}.png"), cv2.resize(scene, (80, 60))[..., ::-1])
     return folder
 
 
@@ -96,9 +96,7 @@ def wait_for_masks(out: Path, count: int, process: "subprocess.Popen[str]") -> N
         time.sleep(0.02)
 
 
-def test_killed_and_started_again_at_once(
-    photos: Path, bundle: Path, ray_session: None, tmp_path: Path
-) -> None:
+def test_killed_and_started_again_at_once(photos: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:
     """While it runs a second job is refused; killed in the middle, it goes on; the end is that of a quiet run."""
     out = tmp_path / "out"
     process = start_segment(photos, bundle, out)
@@ -135,7 +133,6 @@ def test_ctrl_c_ends_cleanly_and_goes_on(photos: Path, bundle: Path, ray_session
 
 def test_a_job_that_lost_its_lease_stops(photos: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    taken: list[bool] = []
 
     def take_over() -> Callable[..., RgbArray]:
         place = str(out)
@@ -143,16 +140,14 @@ def test_a_job_that_lost_its_lease_stops(photos: Path, bundle: Path, ray_session
         def decode(data: bytes, header: ImageHeader, reduction: int = 1) -> RgbArray:
             # As another job on another machine would, which thinks that this one has ended.
             path = os.path.join(place, "lease.json")
-            lease = json.loads(open(path).read())
-            with open(path, "w") as stream:
-                json.dump({**lease, "token": "another"}, stream)
+            lease = json.loads(Path(path).read_text())
+            Path(path).write_text(json.dumps({**lease, "token": "another"}))
             return decode_image(data, header, reduction)
 
         return decode
 
     with pytest.raises(StoppedError, match="another job has taken OUT"):
         segment_images(str(photos), str(bundle), str(out), options=PLAIN, decode=take_over())
-    assert not taken
     assert not list(out.glob("rows/*/*")), "it has written rows without the lease"
 
 

@@ -264,7 +264,7 @@ def test_s3_errors_that_stay_are_not_tried_again(
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(f"{s3_bucket}/none")
     with pytest.raises(FileNotFoundError, match="NO_SUCH_BUCKET"):
-        storage.write_atomic("s3://no-such-bucket-here/x", b"x")
+        list(storage.list_files("s3://no-such-bucket-here/x"))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
     s3_proxy.requests.clear()
     for act in (lambda: storage.write_atomic(f"{s3_bucket}/x", b"x"), lambda: storage.read_bytes(f"{s3_bucket}/x")):

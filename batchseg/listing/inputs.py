@@ -64,7 +64,7 @@ def list_input(
     left_out = storage.to_absolute(leave_out) if leave_out else ""
     try:
         kind = storage.file_type(source)
-    except (pa.ArrowInvalid, PermissionError) as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"INPUT {location} cannot be looked at: {error}") from None
     as_glob = kind == "missing" and is_glob(source)
     if kind == "missing" and not as_glob:

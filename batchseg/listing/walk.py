@@ -17,7 +17,8 @@ from batchseg.listing.manifest import ManifestBuilder, make_image_id
 from batchseg.storage import FileStamp
 
 PARQUET_SUFFIX = ".parquet"
-_THREADS = 16
+_THREADS_LOCAL = 4  # more wait for each other on a local disk: 200,000 names took 1.6 s with 2, 3.5 s with 16
+_THREADS_REMOTE = 16
 _TICK_S = 0.5
 _WIDE_ENOUGH = 16  # prefixes that are listed at once
 
@@ -74,7 +75,7 @@ class Walk:
             except BaseException as error:
                 answers.put(error)
 
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(_THREADS_LOCAL) as pool:
             try:
                 pool.submit(scan, "", ())
                 waiting = 1
@@ -137,7 +138,7 @@ class Walk:
     def _walk_remote(self) -> None:
         """Level by level until there are enough prefixes, then each of them with all that is under it."""
         level = [""]
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(_THREADS_REMOTE) as pool:
             while level and len(level) < _WIDE_ENOUGH:
                 level = [path for found in pool.map(self._list_level, level) for path in found]
                 self.tick()
