@@ -161,7 +161,7 @@ class CountProgress:
     def update(self, state: dict[str, Any], show: Callable[[str], None]) -> None:
         """state: what ProgressBoard.read returns."""
         failed = state.get("failed", 0)
-        done = state.get("ok", 0) + failed
+        done = min(self._total, state.get("ok", 0) + failed)  # a task that is run again counts again
         if not done:
             return show("starting the stages")
         now = time.monotonic()

@@ -6,8 +6,11 @@ A fault of the transport is tried again and never handed to a decoder.
 import os
 import stat
 import time
-from collections.abc import Callable
-from functools import lru_cache, partial
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,6 @@ import pyarrow.parquet as pq
 from batchseg import storage
 from batchseg.errors import ImageError, describe_no_space
 from batchseg.retries import ATTEMPTS, retry_io
-from batchseg.storage import FileStamp
 
 _IMAGE_COLUMN = "image"
 
@@ -95,13 +97,13 @@ def _fetch_row(uri: str, row: int, retry: Callable[..., Any]) -> bytes:
     stamp = storage.stat_file(uri)
     if stamp is None:
         raise FileNotFoundError(uri)
-    ends = retry(lambda: _load_group_ends(uri, stamp))
+    ends = retry(lambda: _GROUP_ENDS.get((uri, stamp), lambda: _read_group_ends(uri)))
     if isinstance(ends, ImageError):
         raise ends
     if not 0 <= row < ends[-1]:
         raise ImageError("decode", f"{uri} has {ends[-1]} rows now; row {row} is not among them")
     group = int(np.searchsorted(ends, row, side="right")) - 1
-    images = retry(lambda: _load_group(uri, stamp, group))
+    images = retry(lambda: _GROUPS.get((uri, stamp, group), lambda: _read_group(uri, group)))
     if isinstance(images, ImageError):
         raise images
     data = images[row - int(ends[group])].as_py()
@@ -110,10 +112,42 @@ def _fetch_row(uri: str, row: int, retry: Callable[..., Any]) -> bytes:
     return bytes(data)
 
 
-# What is kept is kept with the stamp, so that a file that was replaced is read anew. A damaged file is kept as its
-# ImageError: thousands of rows would each try it again.
-@lru_cache(maxsize=4)
-def _load_group_ends(uri: str, stamp: FileStamp) -> npt.NDArray[np.int64] | ImageError:
+class _LastLoaded:
+    """The last `size` values by key. Threads that want one at the same time share a single load, and its error."""
+
+    def __init__(self, size: int):
+        self._size, self._lock = size, Lock()
+        self._futures: OrderedDict[Hashable, Future[Any]] = OrderedDict()
+
+    def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        """The value of `key`; an error of load() is not kept, so that the next call tries again."""
+        with self._lock:
+            is_new = key not in self._futures
+            future = self._futures.setdefault(key, Future())
+            self._futures.move_to_end(key)
+            if len(self._futures) > self._size:
+                self._futures.popitem(last=False)
+        if is_new:
+            self._load_into(future, key, load)
+        return future.result()
+
+    def _load_into(self, future: "Future[Any]", key: Hashable, load: Callable[[], Any]) -> None:
+        try:
+            future.set_result(load())
+        except BaseException as error:
+            with self._lock:
+                if self._futures.get(key) is future:
+                    del self._futures[key]
+            future.set_exception(error)
+
+
+# What is kept is kept with the file's stamp, so that a file that was replaced is read anew. A damaged file is kept as
+# its ImageError: thousands of rows would each try it again.
+_GROUP_ENDS = _LastLoaded(4)
+_GROUPS = _LastLoaded(2)
+
+
+def _read_group_ends(uri: str) -> npt.NDArray[np.int64] | ImageError:
     """For n row groups, n + 1 numbers: the first row of each, and the number of rows."""
 
     def read(file: pq.ParquetFile) -> npt.NDArray[np.int64]:
@@ -123,9 +157,8 @@ def _load_group_ends(uri: str, stamp: FileStamp) -> npt.NDArray[np.int64] | Imag
     return _read_parquet(uri, read)
 
 
-@lru_cache(maxsize=2)
-def _load_group(uri: str, stamp: FileStamp, group: int) -> pa.ChunkedArray | ImageError:
-    """The encoded images of one row group; consecutive rows do not read it again."""
+def _read_group(uri: str, group: int) -> pa.ChunkedArray | ImageError:
+    """The encoded images of one row group, and no other column."""
 
     def read(file: pq.ParquetFile) -> pa.ChunkedArray:
         is_struct = pa.types.is_struct(file.schema_arrow.field(_IMAGE_COLUMN).type)
@@ -139,8 +172,7 @@ def _load_group(uri: str, stamp: FileStamp, group: int) -> pa.ChunkedArray | Ima
 def _read_parquet(uri: str, read: Callable[[pq.ParquetFile], Any]) -> Any:
     """What read() returns, or an ImageError when the file's content is at fault. Raises OSError of the transport."""
     try:
-        fs, path = storage.filesystem_of(uri)
-        with fs.open_input_file(path) as stream:
+        with storage.open_file(uri) as stream:
             return read(pq.ParquetFile(stream, pre_buffer=True))
     except (pa.ArrowInvalid, KeyError) as error:
         return ImageError("decode", f"{uri} is no Parquet file with images any more: {error}")

@@ -15,11 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from batchseg.errors import UserError
 from batchseg.retries import retry_io as retry_io
 from batchseg.s3 import connect_s3, read_whole
+from batchseg.s3_file import CheckedFile
 
 _SCHEMES = ("s3",)
 _LOCAL = pafs.LocalFileSystem()
@@ -114,6 +116,13 @@ def read_once(location: str) -> bytes:
     # Not open_input_stream: its read() asks for 256 KiB at a time, which is 46 requests for 12 MB.
     with fs.open_input_file(path) as stream:
         return read_whole(stream, location)
+
+
+def open_file(location: str) -> pa.NativeFile | CheckedFile:
+    """A file to read in parts, such as Parquet; to be closed. On S3 a part that arrives short is an OSError."""
+    fs, path = filesystem_of(location)
+    stream = fs.open_input_file(path)
+    return CheckedFile(stream, location) if is_remote(location) else stream
 
 
 def read_text(location: str) -> str:

@@ -4,8 +4,8 @@
 
 The picture is enlarged three times. The bundle's input size is the tile, whatever its fit is; the overlap is a quarter
 of the smaller side. Prints the share of pixels on which tiled and untiled differ, within 16 pixels of a seam (the line
-where one tile hands over to the next, in the middle of an overlap) and elsewhere, and their quotient. Exits with 1 above
-a quotient of 1.5.
+where one tile hands over to the next, in the middle of an overlap) and elsewhere, and their quotient.
+Exits with 1 above a quotient of 1.5.
 """
 
 import argparse
@@ -75,7 +75,8 @@ def main() -> None:
     quotient = shares[0] / shares[1] if shares[1] else float("inf") if shares[0] else 1.0
     print(
         f"{len(options.image)} pictures x {options.enlarge}, tile {tiles.canvas_hw[0]}x{tiles.canvas_hw[1]}, overlap "
-        f"{tiles.tile_overlap}: differing within {NEAR_PIXELS} px of a seam {shares[0]:.3%}, elsewhere {shares[1]:.3%}, "
+        f"{tiles.tile_overlap}: differing within {NEAR_PIXELS} px of a seam {shares[0]:.3%}, "
+        f"elsewhere {shares[1]:.3%}, "
         f"quotient {quotient:.2f}"
     )
     if quotient > MOST:

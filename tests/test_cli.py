@@ -16,7 +16,7 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str
     return code, captured.out, captured.err
 
 
-@pytest.mark.parametrize("verb", ["demo", "check", "train", "evaluate", "segment"])
+@pytest.mark.parametrize("verb", ["demo", "check", "train", "evaluate", "segment", "plan", "verify"])
 def test_every_verb_has_help(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capfd, verb, "--help")
     assert code == 0
@@ -146,6 +146,25 @@ def test_segment_exit_codes(
     code, out, err = run(capfd, *line)
     assert code == 3
     assert "Traceback" not in err
+
+
+def test_verify_exit_codes(
+    capfd: pytest.CaptureFixture[str], bundle: Path, drawn_data: Path, ray_session: None, tmp_path: Path
+) -> None:
+    images, out = drawn_data.parent / "test" / "images", tmp_path / "out"
+    code, _, err = run(capfd, "verify", out)
+    assert (code, "is not an output of batchseg" in err) == (2, True)
+    run(capfd, "segment", images, "--model", bundle, "--out", out, "--overlays", "none")
+    code, printed, _ = run(capfd, "verify", out)
+    assert code == 0
+    (out / "masks" / "0003.png.png").unlink()
+    code, printed, _ = run(capfd, "verify", out)
+    assert (code, "0003.png" in printed) == (3, True)
+    code, _, _ = run(capfd, "verify", out, "--repair")
+    assert code == 3
+    code, printed, _ = run(capfd, "segment", images, "--model", bundle, "--out", out, "--overlays", "none")
+    assert (code, "1 new, 11 done" in printed) == (0, True)
+    assert run(capfd, "verify", out)[0] == 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -99,6 +100,53 @@ def test_consecutive_rows_read_their_group_once(s3_bucket: str, s3_proxy: S3Prox
     assert first <= 6
     assert fetch_image(f"{s3_bucket}/a.parquet", 2, None) == images[2]
     assert [method for method, _ in s3_proxy.requests].count("GET") == first
+
+
+def test_threads_share_the_reading_of_a_group(s3_bucket: str, s3_proxy: S3Proxy) -> None:
+    images = [bytes([i]) * 50_000 for i in range(32)]
+    write_rows(f"{s3_bucket}/a.parquet", list(images), 8)
+    s3_proxy.requests.clear()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda row: fetch_image(f"{s3_bucket}/a.parquet", row, None), range(32))) == images
+    # The ends and four groups, each with its own look at the file's end; 66 when every thread reads for itself.
+    assert [method for method, _ in s3_proxy.requests].count("GET") <= 15
+
+
+def test_threads_that_share_an_error_all_try_again(s3_bucket: str, s3_proxy: S3Proxy) -> None:
+    images = [bytes([i]) * 1000 for i in range(8)]
+    write_rows(f"{s3_bucket}/a.parquet", list(images), 8)
+    left = 4  # more than one call of the SDK tries
+
+    def spoil(method: str, path: str) -> str | None:
+        nonlocal left
+        left -= method == "GET"
+        return "slow_down" if method == "GET" and left >= 0 else None
+
+    s3_proxy.fault = spoil
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda row: fetch_image(f"{s3_bucket}/a.parquet", row, None), range(8))) == images
+    assert left < 0, "the faults were met"
+
+
+@pytest.mark.parametrize("spoiled", range(3))
+def test_s3_cut_answers_are_no_parquet_rows(spoiled: int, s3_bucket: str, s3_proxy: S3Proxy) -> None:
+    """One answer after the other is cut; pyarrow by itself takes what its memory held for the missing end."""
+    images, waits, count = [os.urandom(50_000) for _ in range(8)], [], -1
+    write_rows(f"{s3_bucket}/a.parquet", list(images), 8)
+
+    def spoil(method: str, path: str) -> str | None:
+        nonlocal count
+        count += method == "GET"
+        return "cut" if method == "GET" and count == spoiled else None
+
+    s3_proxy.fault = spoil
+    assert fetch_image(f"{s3_bucket}/a.parquet", 7, None, sleep=waits.append) == images[7]
+    assert waits == [], "a part is looked at twice before that counts as an attempt"
+    assert count == 3, "three answers, and the spoiled one again"
+    s3_proxy.fault = lambda method, path: "cut" if method == "GET" else None
+    write_rows(f"{s3_bucket}/b.parquet", list(images), 8)
+    error = fail_with(lambda: fetch_image(f"{s3_bucket}/b.parquet", 7, None, sleep=waits.append))
+    assert (error.kind, "bytes arrived" in str(error)) == ("read", True)
 
 
 @pytest.mark.parametrize("fault", ["slow_down", "reset", "half_body"])

@@ -323,7 +323,7 @@ def test_a_folder_with_no_more_than_a_lease_and_a_log_is_free(tmp_path: Path) ->
 def test_a_first_run_that_came_to_nothing_is_forgotten(tmp_path: Path) -> None:
     out = str(tmp_path)
     for has_picture in (True, False):
-        ledger.write_run(out, {"run": 1})
+        ledger.write_run(out, {"run": 1, "bundle": "b", "parameters": {}})
         storage.write_atomic(f"{out}/classes.json", "{}")
         if has_picture:
             storage.write_atomic(f"{out}/masks/a.png", b"x")
@@ -333,10 +333,10 @@ def test_a_first_run_that_came_to_nothing_is_forgotten(tmp_path: Path) -> None:
         if has_picture:
             (tmp_path / "masks").rmdir()
     assert ledger.read_run(out) is None
-    ledger.write_run(out, {"run": 1})
+    ledger.write_run(out, {"run": 1, "bundle": "b", "parameters": {}})
     ledger.commit_part(out, make_rows(["a"]), "ok", 1)
     ledger.forget_run(out)
-    assert ledger.read_run(out) == {"run": 1}
+    assert ledger.read_run(out) == {"run": 1, "bundle": "b", "parameters": {}}
 
 
 def test_a_half_removed_output_is_refused(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def segment(out: Path, listing: Listing) -> None:
     """What a run does, in its order."""
     run = (ledger.read_run(str(out)) or {"run": 0})["run"] + 1
     parameters = {"write": ["parquet", "png"], "overlays": "png", "bundle_digest": "abc"}
-    ledger.write_run(str(out), {"run": run, "state": "running", "parameters": parameters})
+    ledger.write_run(str(out), {"run": run, "bundle": "b", "state": "running", "parameters": parameters})
     manifest = make_manifest(listing)
     ledger.write_table(str(out / "manifest.parquet"), manifest, str(out))
     ledger.sweep_staging(str(out))

@@ -47,7 +47,7 @@ def test_an_output_on_s3(s3_bucket: str) -> None:
         with pytest.raises(UserError, match="in use by another job"):
             Lease.acquire(out, say=fail, times=FAST)
         parameters = {"bundle_digest": "abc", "write": ["parquet", "png"], "overlays": "none"}
-        ledger.write_run(out, {"run": 1, "state": "running", "parameters": parameters})
+        ledger.write_run(out, {"run": 1, "bundle": "b", "state": "running", "parameters": parameters})
         listed = [{"image_id": name, "bytes": 1, "modified": TIME} for name in ("a", "b/ü #1", "c")]
         ledger.write_table(f"{out}/{ledger.MANIFEST_FILE}", pa.Table.from_pylist(listed, MANIFEST_SCHEMA), out)
         commit(out, ["a", "b/ü #1", "gone"], 1)

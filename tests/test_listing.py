@@ -297,6 +297,25 @@ def test_s3_listing_through_faults(s3_bucket: str, s3_proxy: S3Proxy) -> None:
     assert ids_of(list_all(s3_bucket)) == names
 
 
+def test_names_in_parquet_through_cut_answers(s3_bucket: str, s3_proxy: S3Proxy, tmp_path: Path) -> None:
+    names = [f"{os.urandom(20).hex()}.jpg" for _ in range(2000)]
+    write_images(tmp_path / "a.parquet", list(names))
+    storage.write_atomic(f"{s3_bucket}/a.parquet", (tmp_path / "a.parquet").read_bytes())
+    s3_proxy.requests.clear()
+    assert ids_of(list_all(s3_bucket)) == sorted(names)
+    got = 0
+
+    def spoil(method: str, path: str) -> str | None:
+        nonlocal got
+        got += method == "GET" and path.endswith("a.parquet")
+        return "cut" if method == "GET" and path.endswith("a.parquet") and got in (1, 2, 4) else None
+
+    s3_proxy.fault = spoil
+    assert ids_of(list_all(s3_bucket)) == sorted(names)
+    reads = [path for method, path in s3_proxy.requests if method == "GET" and path.endswith("a.parquet")]
+    assert got == len(reads) - got + 3, "each spoiled answer was noticed and asked for again"
+
+
 def test_wrong_credentials_are_said_at_the_door(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(UserError, match=r"INPUT s3://.* cannot be looked at: .*ACCESS_DENIED"):

@@ -5,7 +5,6 @@ import pytest
 from batchseg.errors import StoppedError
 from batchseg.sanity import Band, SanityCheck
 
-
 BAND = Band(80, 120)
 
 

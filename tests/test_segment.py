@@ -249,7 +249,7 @@ def test_out_inside_input_is_not_segmented(odd_images: Path, bundle: Path, ray_s
     for _ in range(2):
         result = segment_images(str(source), str(bundle), str(source / "out"))
         assert result.ok == 1
-    with pytest.raises(UserError, match="is INPUT itself"):
+    with pytest.raises(UserError, match="is not an output of batchseg"):
         segment_images(str(source), str(bundle), str(source))
 
 

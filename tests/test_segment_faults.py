@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from batchseg import stream
 from batchseg.datasets.drawn import draw_scene
 from batchseg.digest import digest_output
 from batchseg.errors import StoppedError, UserError
@@ -171,6 +172,17 @@ def test_images_of_another_world_stop_the_run(bundle: Path, ray_session: None, t
         segment_images(str(source), str(bundle), str(tmp_path / "out"), options=PLAIN)
     relaxed = SegmentOptions(write=("png",), overlays="none", sanity_check=False)
     assert segment_images(str(source), str(bundle), str(tmp_path / "out"), options=relaxed).ok == 260
+
+
+def test_rows_are_committed_while_the_stream_runs(
+    photos: Path, bundle: Path, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment_images(str(photos), str(bundle), str(tmp_path / "calm"), options=PLAIN)
+    assert len(list(tmp_path.glob("calm/rows/*/*"))) == 1, "120 rows of a few seconds are one part"
+    monkeypatch.setattr(stream, "COMMIT_SECONDS", 0.0)
+    segment_images(str(photos), str(bundle), str(tmp_path / "hasty"), options=PLAIN)
+    assert len(list(tmp_path.glob("hasty/rows/*/*"))) > 3
+    assert digest_output(str(tmp_path / "hasty")) == digest_output(str(tmp_path / "calm"))
 
 
 def test_limit_prune_and_overwrite(photos: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:

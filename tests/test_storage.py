@@ -2,9 +2,12 @@
 
 import errno
 import os
+import random
 import resource
 import stat
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC
 from pathlib import Path
 
@@ -247,6 +250,58 @@ def test_s3_faults_that_pass(fault: str, s3_bucket: str, s3_proxy: S3Proxy) -> N
     storage.write_atomic(f"{s3_bucket}/x.bin", bytes(range(256)) * 400)
     assert storage.read_bytes(f"{s3_bucket}/x.bin") == bytes(range(256)) * 400
     assert [entry.size_bytes for entry in storage.list_files(s3_bucket)] == [102_400]
+
+
+def test_many_files_over_a_bad_line(s3_bucket: str, s3_proxy: S3Proxy) -> None:
+    """A tenth of all answers is spoiled; no write and no read is lost or wrong."""
+    chance, lock, spoiled = random.Random(0), threading.Lock(), Counter[str]()
+
+    def spoil(method: str, path: str) -> str | None:
+        with lock:
+            fault = chance.choice(["slow_down", "reset", "half_body", "after_reset"]) if chance.random() < 0.1 else None
+            spoiled[fault or "none"] += 1
+            return fault
+
+    def write_and_read(number: int) -> bool:
+        data = random.Random(number).randbytes(100 + 50 * number)
+        storage.write_atomic(f"{s3_bucket}/{number % 7}/{number}.bin", data)
+        return storage.read_bytes(f"{s3_bucket}/{number % 7}/{number}.bin") == data
+
+    s3_proxy.fault = spoil
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(write_and_read, range(200))) == [True] * 200
+    assert len(spoiled) == 5, spoiled
+    assert spoiled.total() - spoiled["none"] > 30, spoiled
+    assert [entry.size_bytes for entry in storage.list_files(s3_bucket)] == [
+        100 + 50 * number for number in sorted(range(200), key=lambda number: f"{number % 7}/{number}.bin")
+    ]
+
+
+def test_an_open_file_reads_any_part(s3_bucket: str, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 10  # holds every byte that may end a part
+    for location in (f"{s3_bucket}/x.bin", str(tmp_path / "x.bin")):
+        storage.write_atomic(location, data)
+        with storage.open_file(location) as file:
+            assert (file.seek(0, 2), file.tell()) == (2560, 2560)
+            for start, size in [(0, 1), (100, 300), (2500, 100), (2560, 5), (0, 0)]:
+                file.seek(start)
+                assert file.read(size) == data[start : start + size]
+                assert file.tell() == min(2560, start + size)
+            for end in (0x5B, 0xA6):
+                file.seek(0)
+                assert file.read(end) == data[:end]
+            file.seek(-10, 2)
+            assert file.read() == data[-10:]
+        assert file.closed
+
+
+def test_a_cut_answer_is_noticed_in_an_open_file(s3_bucket: str, s3_proxy: S3Proxy) -> None:
+    storage.write_atomic(f"{s3_bucket}/x.bin", b"x" * 1000)
+    s3_proxy.fault = lambda method, path: "cut" if method == "GET" else None
+    with storage.open_file(f"{s3_bucket}/x.bin") as file:
+        file.seek(100)
+        with pytest.raises(OSError, match="fewer than 50 bytes arrived"):
+            file.read(50)
 
 
 def test_an_upload_that_fails_leaves_no_short_object(s3_bucket: str, s3_proxy: S3Proxy) -> None:

@@ -63,7 +63,7 @@ def write_manifest(out: Path, names: list[str]) -> None:
 def make_out(out: Path, write: str = "parquet,png") -> Path:
     """Four ok images in two parts, one that failed."""
     parameters = {"bundle_digest": "abc", "write": write.split(","), "overlays": "jpg"}
-    ledger.write_run(str(out), {"run": 1, "state": "complete", "parameters": parameters})
+    ledger.write_run(str(out), {"run": 1, "bundle": "b", "state": "complete", "parameters": parameters})
     write_manifest(out, [*NAMES, "bad.jpg"])
     commit(out, [make_row(out, name, write) for name in NAMES[:2]])
     commit(out, [make_row(out, name, write) for name in NAMES[2:]])

@@ -78,8 +78,7 @@ def _read_paths(location: str, file: pq.ParquetFile) -> list[str | None]:
 
 def _open(location: str, read: Callable[[pq.ParquetFile], Any]) -> Any:
     def read_once() -> Any:
-        fs, path = storage.filesystem_of(location)
-        with fs.open_input_file(path) as stream:
+        with storage.open_file(location) as stream:
             return read(pq.ParquetFile(stream))
 
     try:
