@@ -64,6 +64,9 @@ class IsolatedFunction:
             self._bury()
 
     def _start(self) -> Connection:
+        # The threads of OpenCV's pool do not survive a fork: a child that asked for them, or ended them, would wait for
+        # ever. So this process goes without them from here on.
+        cv2.setNumThreads(1)
         mine, its = _CONTEXT.Pipe()
         self._child = _CONTEXT.Process(
             target=_serve, args=(its, mine, self._function, self._memory_bytes, self._timeout_s), daemon=True
@@ -92,7 +95,6 @@ def _serve(pipe: Connection, parents_end: Connection, function: Callable[..., An
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     faulthandler.disable()  # the parent tells of the death, in one line
-    cv2.setNumThreads(1)  # threads of the parent's pool do not exist here
     _limit_memory(memory)
     while True:
         try:

@@ -13,6 +13,7 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from batchseg import cluster, doctor, storage
+from batchseg import geometry as geo
 from batchseg.bundle import BundleCard, GoldenSample, save_bundle
 from batchseg.config import DRAWN_DATA, RESOLVED_HEADER, TrainConfig
 from batchseg.console import Console, TrainProgress, watch_board
@@ -223,10 +224,10 @@ def seal_bundle(task: TrainTask, checkpoint: ray.train.Checkpoint, data: dict[st
 
 
 def _crop_center(canvas: Any, stride: int) -> Any:
-    """At most _GOLDEN_SIDE pixels a side, multiples of the stride, out of the middle."""
-    height, width = (min(side, _GOLDEN_SIDE // stride * stride) for side in canvas.shape[:2])
-    top, left = (canvas.shape[0] - height) // 2, (canvas.shape[1] - width) // 2
-    return np.ascontiguousarray(canvas[top : top + height, left : left + width])
+    """At most _GOLDEN_SIDE pixels a side, multiples of the stride, out of the middle; mirrored where it is smaller."""
+    height, width = (max(stride, min(side, _GOLDEN_SIDE) // stride * stride) for side in canvas.shape[:2])
+    ignored = np.zeros(canvas.shape[:2], np.uint8)
+    return np.ascontiguousarray(geo.crop_center(canvas, ignored, (height, width))[0])
 
 
 def _data_facts(dataset: Dataset, facts: doctor.Diagnosis) -> dict[str, Any]:
