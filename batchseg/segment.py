@@ -243,10 +243,11 @@ def _commit_all(
     due = cluster.Throttle(_LOOK_SECONDS)
     for bundle in rows.iter_internal_ref_bundles():
         committer.add(bundle)
+        # Each time, not now and then: a stream may end within a moment.
+        for warning in check.judge(ray.get(board.read.remote())):
+            console.say(warning)
         if due.is_due():
             lease.check()
-            for warning in check.judge(ray.get(board.read.remote())):
-                console.say(warning)
     committer.finish()
 
 

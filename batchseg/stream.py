@@ -99,7 +99,8 @@ class Guarded:
         with suppress(ray.exceptions.RayError):  # a board that is away for a moment blames nobody
             attempt = ray.get(self._board.begin.remote(key))
         yield attempt
-        self._board.end.remote(key, stage, time.monotonic() - started)
+        with suppress(ray.exceptions.RayError):  # waited for: whoever sees the block finds it counted on the board
+            ray.get(self._board.end.remote(key, stage, time.monotonic() - started))
 
 
 class GuardedFit(Guarded):

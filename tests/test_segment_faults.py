@@ -98,12 +98,14 @@ def wait_for_masks(out: Path, count: int, process: "subprocess.Popen[str]") -> N
 
 
 def test_killed_and_started_again_at_once(photos: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:
-    """While it runs a second job is refused; killed in the middle, it goes on; the end is that of a quiet run."""
+    """A second job is refused, a worker and then the driver are killed, and the end is that of a quiet run."""
     out = tmp_path / "out"
     process = start_segment(photos, bundle, out)
     wait_for_masks(out, 20, process)
     with pytest.raises(UserError, match=rf"OUT .* is in use by another job \(.*pid {process.pid}"):
         segment_images(str(photos), str(bundle), str(out))
+    os.kill(next(pid for pid in find_children(process.pid) if is_at_work(pid)), signal.SIGKILL)
+    wait_for_masks(out, 50, process)
     process.kill()
     process.communicate()
     result = segment_images(str(photos), str(bundle), str(out))
@@ -111,6 +113,19 @@ def test_killed_and_started_again_at_once(photos: Path, bundle: Path, ray_sessio
     assert_whole(out)
     segment_images(str(photos), str(bundle), str(tmp_path / "quiet"))
     assert digest_output(str(out)) == digest_output(str(tmp_path / "quiet"))
+
+
+def find_children(ancestor: int) -> list[int]:
+    """All that a process has started, directly or not."""
+    folder = Path(f"/proc/{ancestor}/task/{ancestor}/children")
+    found = [int(pid) for pid in folder.read_text().split()] if folder.exists() else []
+    return found + [pid for child in found for pid in find_children(child)]
+
+
+def is_at_work(pid: int) -> bool:
+    """A stage or the model, with something in hand."""
+    title = Path(f"/proc/{pid}/cmdline").read_bytes()
+    return title.startswith(b"ray::") and b"IDLE" not in title and b"ProgressBoard" not in title
 
 
 def test_ctrl_c_ends_cleanly_and_goes_on(photos: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:

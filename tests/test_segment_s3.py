@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 
 from batchseg import storage
 from batchseg.datasets.drawn import draw_scene
@@ -53,6 +54,7 @@ def segment(source: str, bundle: str, out: str) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_over_a_bad_line(bundle: Path, s3_bucket: str, s3_proxy: Any) -> None:
     upload(f"{s3_bucket}/in", 60)
     model = copy_bundle(bundle, f"{s3_bucket}/bundle")
