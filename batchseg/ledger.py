@@ -120,8 +120,7 @@ def read_part(location: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def _read_part_once(location: str, columns: list[str] | None) -> pa.Table:
-    fs, path = storage.filesystem_of(location)
-    with fs.open_input_file(path) as stream:
+    with storage.open_file(location) as stream:
         try:
             return pq.ParquetFile(stream, page_checksum_verification=True).read(columns=columns)
         except (pa.ArrowInvalid, OSError) as error:
@@ -145,7 +144,9 @@ def plan_work(manifest: pa.Table, index: pa.Table) -> Work:
     has_failed = pc.and_not(pc.fill_null(pc.equal(row["status"], "error"), False), is_changed)
     redone = pc.or_(is_changed, has_failed)
     wanted = pc.or_(is_new, redone)
-    todo = manifest.append_column("attempts", pc.fill_null(row["attempts"], 0)).filter(wanted).sort_by("image_id")
+    todo = manifest.append_column("attempts", pc.fill_null(row["attempts"], 0)).filter(wanted)
+    # As they lie in a Parquet file, whatever their names: else each row would read its group of rows anew.
+    todo = todo.sort_by([("uri", "ascending"), ("row", "ascending")])
     reasons = {
         "new": pc.sum(is_new).as_py() or 0,
         "changed": pc.sum(is_changed).as_py() or 0,

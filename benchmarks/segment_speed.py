@@ -50,9 +50,10 @@ def time_plain_loop(model: keras.Model, card: bundle.BundleCard, files: list[Pat
 
 def time_model(predictor: Predictor, files: list[Path]) -> float:
     """Seconds of the model on canvases in memory."""
-    canvases = np.stack([geometry.fit_encoded(f.read_bytes(), predictor.card.geometry).canvas for f in files])
+    fitted = [geometry.fit_encoded(f.read_bytes(), predictor.card.geometry) for f in files]
+    canvases, plans = [one.canvas for one in fitted], [one.plan for one in fitted]
     started = time.perf_counter()
-    predictor.run(canvases)
+    predictor.run(canvases, plans)
     return time.perf_counter() - started
 
 

@@ -32,6 +32,12 @@ def make_manifest(ids: list[str], size: int = 10, modified: datetime = TIME) -> 
     return pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
 
 
+def test_rows_of_a_parquet_file_are_done_as_they_lie(tmp_path: Path) -> None:
+    rows = [{"image_id": name, "uri": "/in/images.parquet", "row": row} for row, name in enumerate("cab")]
+    work = ledger.plan_work(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), ledger.read_index(str(tmp_path)))
+    assert work.todo["row"].to_pylist() == [0, 1, 2], "by name, each would read its group of rows anew"
+
+
 def list_rows(out: Path) -> list[tuple[str, str, int]]:
     """(image_id, status, run) of every row, as any reader of Hive folders sees them."""
     table = pads.dataset(out / "rows", partitioning="hive").to_table(columns=["image_id", "status", "run"])
