@@ -62,11 +62,14 @@ class WriteStage:
 
     def _count(self, table: pa.Table, records: list[dict[str, Any]]) -> dict[str, int]:
         good = [record for record in records if record["error_kind"] is None]
+        fresh = [record for record in records if record["attempts"] == 1]
         bright = table.filter(pc.is_null(table["error_kind"]))["brightness"].to_pylist()
         band = self.job.brightness
         return {
             "ok": len(good),
             "failed": len(records) - len(good),
+            "fresh": len(fresh),
+            "fresh_failed": sum(record["error_kind"] is not None for record in fresh),
             "single_class": sum(int(np.count_nonzero(record["class_pixels"]) <= 1) for record in good),
             "outside_brightness": sum(not band.holds(value) for value in bright) if band else 0,
         }

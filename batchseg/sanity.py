@@ -35,16 +35,15 @@ class SanityCheck:
 
     def judge(self, counts: dict[str, Any]) -> list[str]:
         """Warnings, each once. Raises StoppedError for a run that has no hope."""
-        ok, failed = counts.get("ok", 0), counts.get("failed", 0)
-        done = ok + failed
-        if done < LOOKED_AT:
-            return []
-        if self._max_failed_share < 1 and failed / done > self._max_failed_share:
+        # What has failed before will mostly fail again, so only images that are tried for the first time count.
+        fresh, failed = counts.get("fresh", 0), counts.get("fresh_failed", 0)
+        if fresh >= LOOKED_AT and self._max_failed_share < failed / fresh:
             raise StoppedError(
-                f"{failed} of the first {done} images failed ({failed / done:.0%}); --max-failed-share allows "
+                f"{failed} of the first {fresh} images failed ({failed / fresh:.0%}); --max-failed-share allows "
                 f"{self._max_failed_share:.0%}. Their rows say why."
             )
-        if self._has_looked or not self._is_on or not ok:
+        ok = counts.get("ok", 0)
+        if ok + counts.get("failed", 0) < LOOKED_AT or self._has_looked or not self._is_on or not ok:
             return []
         self._has_looked = True
         found = [self._judge_classes(counts.get("single_class", 0), ok), self._judge_light(counts, ok)]

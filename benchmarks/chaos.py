@@ -30,6 +30,7 @@ from batchseg.digest import digest_output
 from batchseg.verify import verify_output
 
 _SCENES = 40
+_STAGES = ("MapBatches", "StreamingRepartition", "commit_blocks")
 _STARTUP_S = 6.0
 _BETWEEN_KILLS_S = 6.0
 
@@ -59,6 +60,8 @@ def start_segment(photos: Path, bundle: str, out: Path, address: str | None = No
 
 def read_statuses(out: Path) -> dict[str, str]:
     """image_id -> status, of every row."""
+    if not (out / "rows").exists():
+        return {}
     rows = pyarrow.dataset.dataset(out / "rows", partitioning="hive").to_table(columns=["image_id", "status"])
     return dict(zip(rows["image_id"].to_pylist(), rows["status"].to_pylist(), strict=True))
 
@@ -81,15 +84,19 @@ def check(name: str, out: Path, reference: Path) -> bool:
 
 
 def kill_driver(
-    start: Callable[[], "subprocess.Popen[bytes]"], kills: int, longest_s: float, chance: random.Random
+    start: Callable[[], "subprocess.Popen[bytes]"], kills: int, whole_s: float, chance: random.Random
 ) -> int:
-    """Kills the command `kills` times, then lets it end. Returns its exit code."""
+    """Kills the command `kills` times, from its first second on, then lets it end. Returns its exit code.
+
+    A run may last as long as it takes to start and to do a share of the work, so that most kills meet it at work.
+    """
     for number in range(kills):
         process = start()
-        wait_s = chance.uniform(_STARTUP_S, max(longest_s, _STARTUP_S + 2))
+        wait_s = chance.uniform(1, 2 * _STARTUP_S + 2 * whole_s / kills)
         try:
             process.wait(timeout=wait_s)
-            print(f"         run {number + 1} ended by itself before {wait_s:.0f} s", flush=True)
+            print(f"         all was done after {number} kills", flush=True)
+            break
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -110,7 +117,7 @@ def kill_workers(process: "subprocess.Popen[bytes]", kills: int, chance: random.
 
 
 def find_workers(ancestor: int) -> list[int]:
-    """Ray's worker processes under a process, the board left out."""
+    """The processes of stages and of the model under a process. Ray's own are left out: its node falls with them."""
     parents, found = {}, []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -118,7 +125,7 @@ def find_workers(ancestor: int) -> list[int]:
             title = (folder / "cmdline").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if title.startswith("ray::") and "ProgressBoard" not in title:
+        if title.startswith("ray::") and any(name in title for name in _STAGES):
             found.append(int(folder.name))
 
     def is_under(pid: int) -> bool:

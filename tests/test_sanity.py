@@ -15,12 +15,12 @@ def make_check(
 
 
 def test_too_few_say_nothing() -> None:
-    assert make_check().judge({"failed": 199}) == []
+    assert make_check().judge({"failed": 199, "fresh": 199, "fresh_failed": 199}) == []
 
 
 @pytest.mark.parametrize(("failed", "stops"), [(190, True), (180, False)])
 def test_a_hopeless_run_is_stopped(failed: int, stops: bool) -> None:
-    counts = {"ok": 200 - failed, "failed": failed}
+    counts = {"ok": 200 - failed, "failed": failed, "fresh": 200, "fresh_failed": failed}
     if stops:
         with pytest.raises(
             StoppedError, match=r"190 of the first 200 images failed \(95%\); --max-failed-share allows 90%"
@@ -28,7 +28,8 @@ def test_a_hopeless_run_is_stopped(failed: int, stops: bool) -> None:
             make_check().judge(counts)
     else:
         assert make_check().judge(counts) == []
-    assert make_check(failed=1.0).judge({"failed": 1000}) == [], "1 is never"
+    assert make_check(failed=1.0).judge({"failed": 1000, "fresh": 1000, "fresh_failed": 1000}) == [], "1 is never"
+    assert make_check().judge({"failed": 1000, "fresh": 100, "fresh_failed": 100}) == [], "the others had failed before"
 
 
 def test_masks_of_a_single_class() -> None:

@@ -125,7 +125,7 @@ def find_children(ancestor: int) -> list[int]:
 def is_at_work(pid: int) -> bool:
     """A stage or the model, with something in hand."""
     title = Path(f"/proc/{pid}/cmdline").read_bytes()
-    return title.startswith(b"ray::") and b"IDLE" not in title and b"ProgressBoard" not in title
+    return title.startswith(b"ray::") and b"MapBatches" in title
 
 
 def test_ctrl_c_ends_cleanly_and_goes_on(photos: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:
