@@ -121,9 +121,13 @@ def decode_image(data: bytes, header: ImageHeader, reduction: int = 1) -> RgbArr
     try:
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise ImageError("decode", f"{header.format} cannot be decoded: {str(error).strip()}") from error
+        kind = "oom" if error.code == cv2.Error.StsNoMem else "decode"
+        raise ImageError(kind, f"{header.format} cannot be decoded: {str(error).strip()}") from error
     if decoded is None:
         raise ImageError("decode", f"{header.format} of {len(data)} bytes is damaged or cut off")
+    if decoded.dtype != np.uint8 or decoded.ndim != 3 or decoded.shape[2] != 3:
+        found = f"{decoded.dtype} {decoded.shape}"
+        raise ImageError("decode", f"{header.format} comes out as {found}; convert it to RGB of 8 bits")
     # Decoded in our order where that is offered: a conversion holds a large image twice.
     image_rgb = decoded if reduction == 1 else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     image_rgb = _apply_orientation(image_rgb, header.orientation)

@@ -26,13 +26,14 @@ from batchseg.ledger import LEASE_FILE, staging_of
 class LeaseTimes:
     """heartbeat_s: between two renewals. stale_s: a heartbeat that stands still so long, by our own clock, has ended.
 
-    abandoned_s: one that is so old by the calendar clock is not even watched. pause_s: between writing and reading
-    back, where no lock is to be had. lock_s: the lock of a folder is tried for so long.
+    abandoned_s: one that is so old by the calendar clock is not even watched; no clocks differ so much.
+    pause_s: between writing and reading back, where no lock is to be had.
+    lock_s: the lock of a folder is tried for so long.
     """
 
-    heartbeat_s: float = 10.0
+    heartbeat_s: float = 5.0
     stale_s: float = 60.0
-    abandoned_s: float = 600.0
+    abandoned_s: float = 86_400.0
     poll_s: float = 1.0
     pause_s: float = 1.0
     lock_s: float = 5.0
@@ -102,15 +103,17 @@ class Lease:
         self._thread = threading.Thread(target=self._keep_alive, name="batchseg-lease", daemon=True)
 
     @classmethod
-    def acquire(cls, out: str, *, say: Callable[[str], None], times: LeaseTimes | None = None) -> "Lease":
-        """Takes OUT. say: told once when the end of another job has to be waited for.
+    def acquire(
+        cls, out: str, *, say: Callable[[str], None], times: LeaseTimes | None = None, ended: bytes | None = None
+    ) -> "Lease":
+        """Takes OUT. say: told once when the end of another job has to be waited for. ended: what wait_until_free gave.
 
         Raises UserError when a living job holds it, or OUT cannot be written.
         """
         lease = cls(out, times or LeaseTimes())
         try:
             storage.make_folder(out)
-            while not lease._take(lease._wait_until_free(say)):
+            while not lease._take(wait_until_free(out, say=say, times=lease._times, ended=ended)):
                 pass  # another start was faster; the next look finds it alive
         except PermissionError as error:
             raise UserError(f"OUT {out} cannot be written: {error}") from error
@@ -141,30 +144,6 @@ class Lease:
 
     def __exit__(self, *error: object) -> None:
         self.release()
-
-    def _wait_until_free(self, say: Callable[[str], None]) -> bytes | None:
-        """What lies in the file and may be replaced, None for nothing. Raises UserError when its owner lives."""
-        found = _read(self._out)
-        if found is None:
-            return None
-        owner = Owner.from_json(found)
-        if owner and owner.is_on(self._owner):
-            if owner.lives():
-                raise _describe_busy(self._out, owner)
-            return found
-        if owner and owner.age_s() > self._times.abandoned_s:
-            return found
-        who = owner or "its lease.json is damaged"
-        say(f"OUT {self._out} may be in use ({who}); watching it for {self._times.stale_s:g} s at most")
-        deadline = time.monotonic() + self._times.stale_s
-        while time.monotonic() < deadline:
-            time.sleep(self._times.poll_s)
-            now = _read(self._out)
-            if now is None:
-                return None
-            if now != found:
-                raise _describe_busy(self._out, Owner.from_json(now) or owner)
-        return found
 
     def _take(self, found: bytes | None) -> bool:
         """Puts our name in the place of `found`. False when another was faster."""
@@ -219,6 +198,37 @@ def check_token(out: str, token: str) -> None:
     """Raises StoppedError when OUT is not held with this token. For tasks in other processes, before they commit."""
     if not _is_held_with(out, token):
         raise StoppedError(_describe_loss(out))
+
+
+def wait_until_free(
+    out: str, *, say: Callable[[str], None], times: LeaseTimes | None = None, ended: bytes | None = None
+) -> bytes | None:
+    """What lies in the lease and may be replaced, None for nothing. It only reads.
+
+    A job of this machine is known to live or not. One of another machine is watched until its heartbeat moves, or has
+    stood still for `stale_s`. ended: such a lease that was watched before. Raises UserError when its owner lives.
+    """
+    times, found = times or LeaseTimes(), _read(out)
+    if found is None or found == ended:
+        return found
+    owner = Owner.from_json(found)
+    if owner and owner.is_on(Owner.of_this_process()):
+        if owner.lives():
+            raise _describe_busy(out, owner)
+        return found
+    if owner and owner.age_s() > times.abandoned_s:
+        return found
+    who = owner or "its lease.json is damaged"
+    say(f"OUT {out} may be in use ({who}); watching it for {times.stale_s:g} s at most")
+    deadline = time.monotonic() + times.stale_s
+    while time.monotonic() < deadline:
+        time.sleep(times.poll_s)
+        now = _read(out)
+        if now is None:
+            return None
+        if now != found:
+            raise _describe_busy(out, Owner.from_json(now) or owner)
+    return found
 
 
 def find_holder(out: str, times: LeaseTimes | None = None) -> Owner | None:

@@ -80,11 +80,15 @@ class DamagedPartError(UserError):
 
 @dataclass(frozen=True)
 class Work:
-    """What a run has to do. todo: manifest rows with `attempts` so far. redone: ids (strings) whose rows go first."""
+    """What a run has to do. todo: manifest rows with `attempts` so far. redone: ids (strings) whose rows go first.
+
+    unseen: images that were done, and of which the listing found neither size nor time now; they count as done.
+    """
 
     todo: pa.Table
     redone: pa.Array
     reasons: dict[str, int]
+    unseen: int
 
 
 def list_parts(out: str) -> list[tuple[str, str]]:
@@ -140,7 +144,10 @@ def plan_work(manifest: pa.Table, index: pa.Table) -> Work:
     is_same = pc.and_(
         _are_same(manifest["bytes"], row["input_bytes"]), _are_same(manifest["modified"], row["input_modified"])
     )
-    is_changed = pc.and_not(pc.invert(is_new), is_same)
+    # A file that cannot be seen now, on a disk that is away or behind a broken link, has not changed: its row stays.
+    is_seen = pc.or_(pc.is_valid(manifest["bytes"]), pc.is_valid(manifest["modified"]))
+    is_other = pc.and_not(pc.invert(is_new), is_same)
+    is_changed = pc.and_(is_other, is_seen)
     has_failed = pc.and_not(pc.fill_null(pc.equal(row["status"], "error"), False), is_changed)
     redone = pc.or_(is_changed, has_failed)
     wanted = pc.or_(is_new, redone)
@@ -153,7 +160,8 @@ def plan_work(manifest: pa.Table, index: pa.Table) -> Work:
         "failed before": pc.sum(has_failed).as_py() or 0,
         "done": len(manifest) - len(todo),
     }
-    return Work(todo.combine_chunks(), _as_ids(manifest["image_id"].filter(redone)), reasons)
+    unseen = pc.sum(pc.and_not(pc.and_not(is_other, is_seen), has_failed)).as_py() or 0
+    return Work(todo.combine_chunks(), _as_ids(manifest["image_id"].filter(redone)), reasons, unseen)
 
 
 def _are_same(now: pa.ChunkedArray, then: pa.ChunkedArray) -> pa.ChunkedArray:

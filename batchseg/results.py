@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -96,10 +97,17 @@ class WriteStage:
                 record |= self._write_pictures(table, index, item)
             except ImageError as error:
                 record |= {"error_kind": error.kind, "error": str(error)}
+            except MemoryError:
+                record |= {"error_kind": "oom", "error": "mask and overlay need more memory than there is"}
+            except cv2.error as error:
+                kind = "oom" if error.code == cv2.Error.StsNoMem else "write"
+                record |= {"error_kind": kind, "error": f"mask or overlay cannot be made: {str(error).strip()}"}
         record["seconds"] = item["seconds"] + time.perf_counter() - started
         return record
 
     def _write_pictures(self, table: pa.Table, index: int, item: dict[str, Any]) -> dict[str, Any]:
+        if not storage.is_remote(self.job.out):  # where looking costs nothing; on S3 once a block must do
+            check_token(self.job.out, self.job.lease)
         plan = geo.make_plan((item["height"], item["width"]), self.job.geometry)
         mask = finish_mask(unpack_picture(table["ids"], index, plan.canvas_hw), plan, self.inference)
         palette, image_id = self.job.classes.palette, item["image_id"]

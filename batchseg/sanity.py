@@ -50,18 +50,17 @@ class SanityCheck:
         return [text for text in found if text]
 
     def _judge_classes(self, single: int, ok: int) -> str:
-        share = single / ok
-        if self._single_class_share is None or self._single_class_share >= _RARE_IN_TRAINING or share < _WARN_SHARE:
+        share, before = single / ok, self._single_class_share
+        text = f"{share:.0%} of the first {ok} masks hold a single class; of the training masks "
+        if before is not None and before < _RARE_IN_TRAINING:
+            return self._conclude(f"{text}{before:.0%} did", share)
+        if share < _STOP_SHARE:
             return ""
-        text = (
-            f"{share:.0%} of the first {ok} masks hold a single class; of the training masks "
-            f"{self._single_class_share:.0%} did"
-        )
-        return self._conclude(text, share)
+        return f"warning: {text}" + ("it is not known" if before is None else f"{before:.0%} did")
 
     def _judge_light(self, counts: dict[str, Any], ok: int) -> str:
         share = counts.get("outside_brightness", 0) / ok
-        if self._band is None or share < _WARN_SHARE:
+        if self._band is None:
             return ""
         text = (
             f"{share:.0%} of the first {ok} images are darker or brighter than 98 % of the training images "
@@ -70,6 +69,8 @@ class SanityCheck:
         return self._conclude(text, share)
 
     def _conclude(self, text: str, share: float) -> str:
+        if share < _WARN_SHARE:
+            return ""
         if share >= _STOP_SHARE:
             raise StoppedError(f"{text}. Is this the right bundle for these images? --no-sanity-check goes on.")
         return f"warning: {text}"

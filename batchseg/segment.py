@@ -18,7 +18,7 @@ from batchseg.bundle import BundleCard, check_weights, read_card
 from batchseg.console import Console, CountProgress, format_duration, watch_board
 from batchseg.errors import StoppedError, UserError
 from batchseg.images import decode_image
-from batchseg.lease import Lease, find_holder
+from batchseg.lease import Lease, wait_until_free
 from batchseg.listing import Listing, list_input
 from batchseg.options import SegmentOptions
 from batchseg.results import JobFacts, WriteStage
@@ -47,7 +47,7 @@ class SegmentResult:
 
 @dataclass(frozen=True)
 class SegmentJob:
-    """What is done: where, with what, why. before: run.json as it was found."""
+    """What is done: where, with what, why. before: run.json as it was found. ended: the lease of a job that died."""
 
     out: str
     card: BundleCard
@@ -56,6 +56,7 @@ class SegmentJob:
     options: SegmentOptions
     before: dict[str, Any] | None
     decode: Decode
+    ended: bytes | None
 
     @property
     def run(self) -> int:
@@ -109,16 +110,18 @@ def segment_images(
     work = ledger.plan_work(job.listing.manifest, job.read_index())
     reasons = ", ".join(f"{count} {why}" for why, count in work.reasons.items() if count)
     console.say(f"{job.listing.root}: {len(job.listing.manifest)} images ({reasons}) -> {job.out}")
+    if work.unseen:
+        console.say(f"{work.unseen} of those done cannot be found now (a disk that is away?); their rows stay")
     if not len(work.todo) and job.before and job.before["state"] == "complete" and not options.prune:
         counts = ledger.count_rows(job.read_index(), job.listing.manifest)
         if counts == job.before["counts"] and not options.overwrite:
             return SegmentResult(job.out, counts["ok"], counts["error"], counts["gone"], 0, work.reasons, 0.0)
     if not len(work.todo):
-        with Lease.acquire(job.out, say=console.say) as lease:
+        with Lease.acquire(job.out, say=console.say, ended=job.ended) as lease:
             return _run(job, None, lease, console)
     with cluster.connect(address):
         plan = cluster.plan_stream(options.actors, options.gpus_per_actor)
-        with Lease.acquire(job.out, say=console.say) as lease:
+        with Lease.acquire(job.out, say=console.say, ended=job.ended) as lease:
             cluster.check_shared(job.out)
             return _run(job, plan, lease, console)
 
@@ -136,16 +139,13 @@ def open_job(
     source = storage.to_absolute(location)
     out = cluster.resolve_output(out or f"runs/{storage.name_of(source)}-segmented")
     before = ledger.read_run(out)
-    if holder := find_holder(out):
-        raise UserError(
-            f"OUT {out} is in use by another job ({holder}). Wait until it has ended, stop it, or give another --out."
-        )
+    ended = wait_until_free(out, say=console.say)
     card = read_card(cluster.resolve_bundle(_choose_bundle(bundle, find_bundle, before, console)))
     check_weights(card)
     with console.live() as show:
         listing = list_input(source, options.listing, leave_out=out, show=show)
     parameters = {"input": source, "root": listing.root, "bundle_digest": card.digest, **options.list_parameters()}
-    job = SegmentJob(out, card, listing, parameters, options, before, decode)
+    job = SegmentJob(out, card, listing, parameters, options, before, decode, ended)
     job.check_parameters()
     if listing.note:
         console.say(listing.note)
@@ -174,7 +174,8 @@ def _run(job: SegmentJob, plan: cluster.StreamPlan | None, lease: Lease, console
                 ledger.forget_run(job.out)
             raise
         except (KeyboardInterrupt, StoppedError) as stop:
-            with suppress(UserError, OSError):
+            with suppress(UserError, StoppedError, OSError):
+                lease.check()  # else run.json says what another job does now
                 state = "interrupted" if isinstance(stop, KeyboardInterrupt) else "stopped"
                 job.record(state, ledger.count_rows(ledger.read_index(job.out), manifest))
             raise
@@ -187,6 +188,7 @@ def _run(job: SegmentJob, plan: cluster.StreamPlan | None, lease: Lease, console
         raise StoppedError(
             f"{counts['ok'] + counts['error']} of {len(manifest)} images have a row; the same line does the others"
         )
+    lease.check()
     job.record("complete", counts, speed)
     seconds = time.monotonic() - started if len(work.todo) else 0.0
     return SegmentResult(job.out, counts["ok"], counts["error"], counts["gone"], pruned, work.reasons, seconds)
@@ -216,8 +218,8 @@ def _stream(
         job.card.geometry, options.max_megapixels, options.overlay_size if options.overlay_suffix else None, job.decode
     )
     model = ModelSpec(job.card.location, options.batch_size, options.inference)
-    committer = Committer(facts, board)
-    with watch_board(board, CountProgress(console, len(todo), "segmented")), cluster.unwrap_errors(board):
+    shown = watch_board(board, CountProgress(console, len(todo), "segmented"))
+    with shown, cluster.unwrap_errors(board), Committer(facts, board) as committer:
         rows = add_last_stage(
             build_stream(todo, fit, model, plan, board),
             WriteStage(facts, options, options.inference, board),
@@ -226,7 +228,7 @@ def _stream(
         )
         try:
             _commit_all(rows, committer, job, lease, board, console)
-        except (KeyboardInterrupt, StoppedError):
+        except (KeyboardInterrupt, StoppedError, ray.exceptions.RayError):
             # What is there is kept; where even that fails, the next run does it again.
             with suppress(UserError, StoppedError, OSError, ray.exceptions.RayError):
                 committer.finish()

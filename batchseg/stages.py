@@ -6,8 +6,9 @@ Pixels stay uint8 and are held once; class scores never leave PredictStage. Only
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -72,9 +73,8 @@ class FitStage:
         """isolates: decode in a child process, because an earlier attempt at these images took its process down."""
         cv2.setNumThreads(1)  # a task has one core; a pool would not survive a fork either
         with self._open_fit(isolates) as fit, ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
-            fetched = pool.map(_fetch, todo["uri"].to_pylist(), _rows_of(todo), todo["bytes"].to_pylist())
             start, made, size = 0, [], 0
-            for index, (data, fetch_seconds) in enumerate(fetched):
+            for index, (data, fetch_seconds) in enumerate(_fetch_ahead(pool, todo)):
                 started = time.perf_counter()
                 picture = data if isinstance(data, Failure) else fit(data)
                 made.append((picture, fetch_seconds + time.perf_counter() - started))
@@ -117,6 +117,9 @@ def describe_failure(function: Callable[[bytes], FittedPicture], data: bytes) ->
         return Failure(error.kind, str(error))
     except MemoryError:
         return Failure("oom", f"{len(data)} bytes of image need more memory than there is to decode")
+    except cv2.error as error:
+        kind = "oom" if error.code == cv2.Error.StsNoMem else "decode"
+        return Failure(kind, f"the image cannot be fitted: {str(error).strip()}")
 
 
 class _IsolatedFit:
@@ -149,6 +152,21 @@ def _fetch(uri: str, row: int | None, listed_bytes: int | None) -> tuple[bytes |
     except ImageError as error:
         data = Failure(error.kind, str(error))
     return data, time.perf_counter() - started
+
+
+def _fetch_ahead(pool: ThreadPoolExecutor, todo: pa.Table) -> Iterator[tuple[bytes | Failure, float]]:
+    """What _fetch returns for each image in turn; some are on their way meanwhile, but few large ones."""
+    items = list(zip(todo["uri"].to_pylist(), _rows_of(todo), todo["bytes"].to_pylist(), strict=True))
+    waiting: deque[tuple[Future[tuple[bytes | Failure, float]], int]] = deque()
+    ahead_bytes, next_item = 0, 0
+    while waiting or next_item < len(items):
+        while next_item < len(items) and len(waiting) < FETCHES_AT_ONCE and (ahead_bytes < _TABLE_BYTES or not waiting):
+            uri, row, size = items[next_item]
+            waiting.append((pool.submit(_fetch, uri, row, size), (size or 0) if row is None else 0))
+            ahead_bytes, next_item = ahead_bytes + waiting[-1][1], next_item + 1
+        future, size = waiting.popleft()
+        ahead_bytes -= size
+        yield future.result()
 
 
 def _rows_of(todo: pa.Table) -> list[int | None]:

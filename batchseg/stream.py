@@ -4,6 +4,7 @@ todo -> fetch+decode+fit (CPU tasks) -> model (actors) -> restore+render+write (
 """
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,20 +18,22 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from batchseg import cluster, ledger
+from batchseg.columns import replace_columns
 from batchseg.errors import StoppedError
 from batchseg.lease import check_token
 from batchseg.quality import InferenceOptions
 from batchseg.results import JobFacts
-from batchseg.stages import FitStage, PredictStage
+from batchseg.stages import DEATHS_TO_BLAME, FitStage, PredictStage
 
 _IN_FLIGHT_PER_ACTOR = 4
-_DEATHS_TO_STOP = 6
-"""Of a model actor or a writer over the same images: an accident does not repeat itself so often."""
+_BLAMED_TO_STOP = 5
+"""So many images that killed the model, or the writing, are no accident of theirs: the machine is too small."""
 
 COMMIT_ROWS = 1024
 COMMIT_BYTES = 64 * 2**20
 COMMIT_SECONDS = 30.0
 _COMMITS_AT_ONCE = 4
+_CLOCK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,27 +77,47 @@ def add_last_stage(
 
 
 class Guarded:
-    """A stage whose UserError or StoppedError the driver gets to see, and which is not tried for ever."""
+    """A stage whose UserError or StoppedError the driver gets to see, and in which an image costs itself only.
+
+    When its process has died over some images, they are done again one by one; one that has then killed the process
+    three times, each time alone in it, is a `crash`. So whatever dies, every image comes to an end.
+    """
 
     def __init__(self, stage: Callable[[pa.Table], Any], board: Any):
         self._stage, self._board = stage, board
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         with cluster.report_errors(self._board), self._count_attempt(table) as attempt:
-            if attempt > _DEATHS_TO_STOP:
-                names = ", ".join(table["image_id"].to_pylist()[:3])
-                raise StoppedError(
-                    f"{type(self._stage).__name__}: its process died {attempt - 1} times over the same {len(table)} "
-                    f"images ({names}, …). Is the memory too small? A smaller --batch-size needs less."
-                )
-            return self._stage(table)
+            if attempt == 1:
+                yield from self._do(table)
+            else:
+                for row in range(len(table)):
+                    yield from self._do_alone(table.slice(row, 1))
+
+    def _do(self, table: pa.Table, *, again: bool = False) -> Iterator[pa.Table]:
+        yield self._stage(table)
+
+    def _do_alone(self, image: pa.Table) -> Iterator[pa.Table]:
+        with self._count_attempt(image, "alone") as attempt:
+            yield from self._do(self._blame(image) if attempt > DEATHS_TO_BLAME else image, again=True)
+
+    def _blame(self, image: pa.Table) -> pa.Table:
+        """The image as one that has failed, which stages only pass on. Raises StoppedError if there are many."""
+        stage, name = type(self._stage).__name__, image["image_id"][0].as_py()
+        if ray.get(self._board.begin.remote(f"{stage} blames")) > _BLAMED_TO_STOP:
+            raise StoppedError(
+                f"{stage}: more than {_BLAMED_TO_STOP} images have each killed its process {DEATHS_TO_BLAME} times, "
+                f"the last is {name}. Is the memory too small? A smaller --batch-size needs less."
+            )
+        message = f"{stage}: its process died {DEATHS_TO_BLAME} times over this image alone"
+        return replace_columns(image, error_kind=pa.array(["crash"]), error=pa.array([message]))
 
     @contextmanager
-    def _count_attempt(self, table: pa.Table) -> Iterator[int]:
+    def _count_attempt(self, table: pa.Table, how: str = "together") -> Iterator[int]:
         """Yields how often these images have been begun here: more than once after the death of a process."""
         started, stage = time.monotonic(), type(self._stage).__name__
         names = "\0".join(table["image_id"].to_pylist())
-        key = f"{stage}-{hashlib.sha256(names.encode()).hexdigest()[:24]}"
+        key = f"{stage}-{how}-{hashlib.sha256(names.encode()).hexdigest()[:24]}"
         attempt = 1
         with suppress(ray.exceptions.RayError):  # a board that is away for a moment blames nobody
             attempt = ray.get(self._board.begin.remote(key))
@@ -106,9 +129,8 @@ class Guarded:
 class GuardedFit(Guarded):
     """FitStage, which decodes in a child process once its own process has died over the same images."""
 
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:  # type: ignore[override]
-        with cluster.report_errors(self._board), self._count_attempt(table) as attempt:
-            yield from self._stage(table, isolates=attempt > 1)  # type: ignore[call-arg]
+    def _do(self, table: pa.Table, *, again: bool = False) -> Iterator[pa.Table]:
+        yield from self._stage(table, isolates=again)  # type: ignore[call-arg]
 
 
 class ModelActor(Guarded):
@@ -122,7 +144,8 @@ class ModelActor(Guarded):
 class Committer:
     """Turns finished blocks into parts of OUT: about 30 s of work each, so that a death costs no more.
 
-    Blocks stay where they are; only their references pass through the driver.
+    Blocks stay where they are; only their references pass through the driver. A thread looks at the clock: what is
+    done does not wait for the next block, which may be a very large image.
     """
 
     def __init__(self, job: JobFacts, board: Any):
@@ -130,26 +153,44 @@ class Committer:
         self._blocks: list[Any] = []
         self._rows, self._bytes, self._began = 0, 0, 0.0
         self._running: list[Any] = []
+        self._lock, self._ended = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> "Committer":
+        threading.Thread(target=self._watch_clock, name="batchseg-commits", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
 
     def add(self, bundle: Any) -> None:
         """Takes a bundle of the stream's output. Raises what a commit has raised."""
-        if not self._blocks:
-            self._began = time.monotonic()
-        self._blocks += [entry.ref for entry in bundle.blocks]
-        self._rows += bundle.num_rows() or 0
-        self._bytes += bundle.size_bytes()
-        waited = time.monotonic() - self._began
-        if self._rows >= COMMIT_ROWS or self._bytes >= COMMIT_BYTES or waited >= COMMIT_SECONDS:
-            self._commit()
+        with self._lock:
+            if not self._blocks:
+                self._began = time.monotonic()
+            self._blocks += [entry.ref for entry in bundle.blocks]
+            self._rows += bundle.num_rows() or 0
+            self._bytes += bundle.size_bytes()
+            if self._rows >= COMMIT_ROWS or self._bytes >= COMMIT_BYTES or self._is_due():
+                self._commit()
+            self._wait(_COMMITS_AT_ONCE)
 
     def finish(self) -> None:
         """Commits what is left and waits for all commits."""
-        self._commit()
-        self._wait(0)
+        with self._lock:
+            self._commit()
+            self._wait(0)
+
+    def _watch_clock(self) -> None:
+        while not self._ended.wait(_CLOCK_SECONDS):
+            with self._lock:
+                if self._is_due():
+                    self._commit()
+
+    def _is_due(self) -> bool:
+        return bool(self._blocks) and time.monotonic() - self._began >= COMMIT_SECONDS
 
     def _commit(self) -> None:
         if self._blocks:
-            self._wait(_COMMITS_AT_ONCE - 1)
             # No CPU of its own: the stages may hold all of them, and this waits for the disk.
             task = ray.remote(num_cpus=0, max_retries=5)(commit_blocks)
             self._running.append(task.remote(self._job, self._board, *self._blocks))

@@ -342,6 +342,14 @@ def test_transparent_pixels_of_a_gif_keep_their_colour() -> None:
         decode(buffer.getvalue()[:-8])
 
 
+def test_a_float_map_is_refused() -> None:
+    """OpenCV gives what no later stage could take."""
+    data = b"Pf\n4 3\n-1.0\n" + np.zeros(4 * 3, "<f4").tobytes()
+    with pytest.raises(ImageError, match=r"PPM comes out as \w+ \(.*\); convert it to RGB of 8 bits") as caught:
+        decode(data)
+    assert caught.value.kind == "decode"
+
+
 def test_lab_colours_are_refused() -> None:
     image = Image.fromarray(np.zeros((4, 5, 3), np.uint8)).convert("LAB")
     buffer = io.BytesIO()

@@ -15,7 +15,7 @@ import pytest
 
 from batchseg import lease, storage
 from batchseg.errors import EXIT_STOPPED, EXIT_USAGE, StoppedError, UserError
-from batchseg.lease import Lease, LeaseTimes, Owner, check_token, find_holder
+from batchseg.lease import Lease, LeaseTimes, Owner, check_token, find_holder, wait_until_free
 
 FAST = LeaseTimes(heartbeat_s=0.05, stale_s=0.6, abandoned_s=600, poll_s=0.02, pause_s=0.02, lock_s=1)
 HOLD = """
@@ -162,6 +162,15 @@ def test_a_lease_that_is_given_back_meanwhile_is_taken(tmp_path: Path) -> None:
         threading.Timer(0.1, (tmp_path / "lease.json").unlink).start()
 
     Lease.acquire(str(tmp_path), say=end, times=times).release()
+
+
+def test_what_was_watched_to_its_end_is_not_watched_again(tmp_path: Path) -> None:
+    write_foreign(tmp_path)
+    said: list[str] = []
+    ended = wait_until_free(str(tmp_path), say=said.append, times=FAST)
+    assert ended == (tmp_path / "lease.json").read_bytes()
+    assert len(said) == 1
+    Lease.acquire(str(tmp_path), say=fail, ended=ended).release()
 
 
 def test_a_heartbeat_of_long_ago_is_not_watched(tmp_path: Path) -> None:

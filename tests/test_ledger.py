@@ -32,6 +32,21 @@ def make_manifest(ids: list[str], size: int = 10, modified: datetime = TIME) -> 
     return pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
 
 
+def test_a_finished_image_that_cannot_be_seen_now_stays_finished(tmp_path: Path) -> None:
+    """A disk that is not there must not cost the masks that were made from it."""
+    out = str(tmp_path)
+    ledger.commit_part(out, make_rows(["a"]), "ok", 1)
+    ledger.commit_part(out, make_rows(["b"]), "error", 1)
+    manifest = make_manifest(["a", "b", "c"])
+    unknown = pa.nulls(3, pa.int64()), pa.nulls(3, manifest.schema.field("modified").type)
+    for name, values in zip(("bytes", "modified"), unknown, strict=True):
+        manifest = manifest.set_column(manifest.schema.get_field_index(name), name, values)
+    work = ledger.plan_work(manifest, ledger.read_index(out))
+    assert work.todo["image_id"].to_pylist() == ["b", "c"]
+    assert work.redone.to_pylist() == ["b"]
+    assert (work.reasons["done"], work.reasons["changed"], work.unseen) == (1, 0, 1)
+
+
 def test_rows_of_a_parquet_file_are_done_as_they_lie(tmp_path: Path) -> None:
     rows = [{"image_id": name, "uri": "/in/images.parquet", "row": row} for row, name in enumerate("cab")]
     work = ledger.plan_work(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), ledger.read_index(str(tmp_path)))
@@ -104,10 +119,10 @@ def test_a_listed_file_that_is_missing_has_failed_before(tmp_path: Path) -> None
     ]
     manifest = pa.Table.from_pylist([row | {"uri": "/in/x"} for row in rows], MANIFEST_SCHEMA)
     work = ledger.plan_work(manifest, ledger.read_index(out))
-    assert work.reasons == {"new": 1, "changed": 1, "failed before": 1, "done": 1}
+    assert work.reasons == {"new": 1, "changed": 0, "failed before": 1, "done": 2}
     assert work.todo.column_names == [*MANIFEST_SCHEMA.names, "attempts"]
     todo = {row["image_id"]: (row["row"], row["attempts"]) for row in work.todo.to_pylist()}
-    assert todo == {"listed": (None, 1), "was there": (None, 1), "in a table too": (8, 0)}
+    assert todo == {"listed": (None, 1), "in a table too": (8, 0)}
 
 
 def test_a_listing_on_disk_matches_its_own_rows(tmp_path: Path) -> None:

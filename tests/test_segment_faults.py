@@ -165,6 +165,7 @@ def test_a_job_that_lost_its_lease_stops(photos: Path, bundle: Path, ray_session
     with pytest.raises(StoppedError, match="another job has taken OUT"):
         segment_images(str(photos), str(bundle), str(out), options=PLAIN, decode=take_over())
     assert not list(out.glob("rows/*/*")), "it has written rows without the lease"
+    assert json.loads((out / "run.json").read_text())["state"] == "running", "run.json is the other job's now"
 
 
 def test_a_hopeless_run_stops(bundle: Path, ray_session: None, tmp_path: Path) -> None:
@@ -175,6 +176,36 @@ def test_a_hopeless_run_stops(bundle: Path, ray_session: None, tmp_path: Path) -
     with pytest.raises(StoppedError, match=r"of the first \d+ images failed \(100%\); --max-failed-share allows 90%"):
         segment_images(str(source), str(bundle), str(tmp_path / "out"), options=PLAIN)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] == "stopped"
+
+
+def test_what_has_failed_before_stops_no_run(bundle: Path, ray_session: None, tmp_path: Path) -> None:
+    """Else an OUT with a few hundred files that are broken for good could never be completed again."""
+    source = draw_images(tmp_path / "images", 30)
+    for number in range(220):
+        (source / f"broken {number:03d}.png").write_text("no picture")
+    patient = SegmentOptions(write=("png",), overlays="none", max_failed_share=1.0)
+    segment_images(str(source), str(bundle), str(tmp_path / "out"), options=patient)
+    again = segment_images(str(source), str(bundle), str(tmp_path / "out"), options=PLAIN)
+    assert (again.ok, again.failed, again.reasons["failed before"]) == (30, 220, 220)
+    assert_whole(tmp_path / "out")
+
+
+def test_a_full_disk_stops_and_the_same_line_goes_on(bundle: Path, ray_session: None, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o"]
+    if subprocess.run([*mount, "size=160k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        source = draw_images(tmp_path / "images", 100)
+        with pytest.raises(StoppedError, match="disk is full") as caught:
+            segment_images(str(source), str(bundle), str(disk / "out"), options=PLAIN)
+        assert caught.value.exit_code == 4
+        subprocess.run([*mount, "remount,size=64m", str(disk)], check=True)
+        assert segment_images(str(source), str(bundle), str(disk / "out"), options=PLAIN).ok == 100
+        assert_whole(disk / "out")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_images_of_another_world_stop_the_run(bundle: Path, ray_session: None, tmp_path: Path) -> None:
