@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import click
 
 from batchseg import __version__, errors, storage
+from batchseg.access import describe_refusal
 from batchseg.cli_options import (
     actors_option,
     add_knobs,
@@ -239,9 +240,9 @@ def run_cli(arguments: list[str] | None = None) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else errors.EXIT_FAULT
     except Exception as error:
-        if full := errors.describe_no_space(error):
-            print(f"batchseg: {full}", file=sys.stderr)
-            return full.exit_code
+        if told := errors.describe_no_space(error) or describe_refusal(error):
+            print(f"batchseg: {told}", file=sys.stderr)
+            return told.exit_code
         traceback.print_exc()
         print(
             "batchseg: this is a fault of batchseg itself (exit 1); please report it with the lines above",

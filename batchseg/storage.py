@@ -4,6 +4,7 @@ A location is a plain string: a local path (relative ones count from the working
 S3 goes through pyarrow.fs with the credentials, region and endpoint that the AWS_* variables or ~/.aws name.
 """
 
+import errno
 import os
 import posixpath
 import uuid
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from batchseg.access import find_endpoint, reach
 from batchseg.errors import UserError
 from batchseg.retries import retry_io as retry_io
 from batchseg.s3 import connect_s3, read_whole
@@ -25,6 +27,7 @@ from batchseg.s3_file import CheckedFile
 
 _SCHEMES = ("s3",)
 _LOCAL = pafs.LocalFileSystem()
+_LONGEST_KEY = 1024  # bytes, of S3
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,13 @@ def filesystem_of(location: str) -> tuple[pafs.FileSystem, str]:
     if not is_remote(location):
         return _LOCAL, os.path.abspath(os.path.expanduser(location))
     path = _split_scheme(location)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = find_endpoint()
     has_region = endpoint or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    return connect_s3(endpoint, None if has_region else path.partition("/")[0], settings), path
+    try:
+        return connect_s3(endpoint, None if has_region else path.partition("/")[0], settings), path
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{location} cannot be reached, AWS_ENDPOINT_URL is {endpoint!r}: {error}") from None
 
 
 def _split_scheme(location: str) -> str:
@@ -104,7 +110,7 @@ def _split_scheme(location: str) -> str:
 
 def read_bytes(location: str) -> bytes:
     """The whole file. Raises FileNotFoundError, PermissionError or another OSError."""
-    return retry_io(lambda: read_once(location))
+    return reach(location, lambda: read_once(location))
 
 
 def read_once(location: str) -> bytes:
@@ -142,7 +148,7 @@ def write_atomic(location: str, data: bytes | str, staging: str | None = None, *
     if is_remote(location):
         # In a thread, where Ctrl-C does not reach: an exception between open and close would publish a part.
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(retry_io, lambda: _put(location, payload)).result()
+            thread.submit(reach, location, lambda: _put(location, payload)).result()
         return
     path = Path(os.path.abspath(os.path.expanduser(location)))
     temporary = Path(staging or path.parent) / f".{uuid.uuid4().hex}.tmp"
@@ -190,7 +196,7 @@ def stat_file(location: str) -> FileStamp | None:
             return FileStamp(found.st_size, found.st_mtime_ns // 1000) if path.is_file() else None
         return None
     fs, path_in_bucket = filesystem_of(location)
-    info = retry_io(lambda: fs.get_file_info(path_in_bucket))
+    info = reach(location, lambda: fs.get_file_info(path_in_bucket))
     return stamp_of(info) if info.type == pafs.FileType.File else None
 
 
@@ -202,7 +208,7 @@ def stamp_of(info: pafs.FileInfo) -> FileStamp:
 def file_type(location: str) -> str:
     """`file`, `folder` or `missing`. An S3 prefix with something under it is a folder."""
     fs, path = filesystem_of(location)
-    kind = retry_io(lambda: fs.get_file_info(path)).type
+    kind = reach(location, lambda: fs.get_file_info(path)).type
     return {pafs.FileType.File: "file", pafs.FileType.Directory: "folder"}.get(kind, "missing")
 
 
@@ -218,7 +224,7 @@ def list_infos(location: str, *, recursive: bool) -> list[tuple[str, pafs.FileIn
     """
     fs, root = filesystem_of(location)
     root = root.rstrip("/")
-    infos = retry_io(lambda: fs.get_file_info(pafs.FileSelector(root, recursive=recursive)))
+    infos = reach(location, lambda: fs.get_file_info(pafs.FileSelector(root, recursive=recursive)))
     return [(info.path[len(root) + 1 :], info) for info in infos]
 
 
@@ -242,10 +248,16 @@ def list_files(location: str, *, recursive: bool = True, hidden: bool = False) -
 
 
 def list_names(location: str) -> list[str]:
-    """The names of files and folders in a folder, hidden ones included; none for a missing one."""
+    """The names of files and folders in a folder, hidden ones included; none for a missing one.
+
+    Raises UserError where not even the bucket is there.
+    """
     try:
         return [path for path, _ in list_infos(location, recursive=False)]
     except FileNotFoundError:
+        bucket = f"s3://{_split_scheme(location).partition('/')[0]}" if is_remote(location) else ""
+        if bucket and not exists(bucket):
+            raise UserError(f"{location}: there is no bucket {bucket}, or not with these credentials") from None
         return []
 
 
@@ -260,11 +272,24 @@ def make_folder(location: str) -> None:
 
 
 def delete_file(location: str) -> None:
-    """Deletes one file; a missing one is no error, and a folder stays."""
+    """Deletes one file; a missing one is no error, nor a name that is too long to be one, and a folder stays."""
     fs, path = filesystem_of(location)
-    if is_remote(location) or fs.get_file_info(path).type == pafs.FileType.File:
-        with suppress(FileNotFoundError):
-            retry_io(lambda: fs.delete_file(path))
+    if is_remote(location):
+        if len(path.partition("/")[2].encode()) > _LONGEST_KEY:
+            return
+    elif _local_type(path) != pafs.FileType.File:
+        return
+    with suppress(FileNotFoundError):
+        reach(location, lambda: fs.delete_file(path))
+
+
+def _local_type(path: str) -> pafs.FileType:
+    try:
+        return _LOCAL.get_file_info(path).type
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return pafs.FileType.NotFound
+        raise
 
 
 def delete_folder(location: str) -> None:
@@ -272,4 +297,4 @@ def delete_folder(location: str) -> None:
     fs, path = filesystem_of(location)
     if file_type(location) == "folder":
         with suppress(FileNotFoundError):
-            retry_io(lambda: fs.delete_dir(path))
+            reach(location, lambda: fs.delete_dir(path))

@@ -194,6 +194,11 @@ def test_delete(tmp_path: Path) -> None:
     assert storage.file_type(str(tmp_path / "e" / "f")) == "folder"
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "b/" * 3000])
+def test_deleting_a_name_that_is_too_long(tmp_path: Path, name: str) -> None:
+    storage.delete_file(f"{tmp_path}/{name}")
+
+
 def test_a_written_file_has_the_usual_rights(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.write_bytes(b"")
