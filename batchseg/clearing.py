@@ -4,6 +4,7 @@ Only what our own rows name is deleted, and nothing that a symbolic link would m
 The caller holds the lease.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +21,44 @@ from batchseg.row_index import group_by_part
 
 _PICTURES = (("masks", ".png"), ("overlays", ".png"), ("overlays", ".jpg"), ("scores", ".png"))
 _THREADS = 16
+_LONGEST_NAME = 255  # bytes of one part of a path on a disk; those of S3 or in Parquet may be longer
+_DIGEST_LETTERS = 16
 # Not run.json, which must say whose folder this is until the next run has written its own, and not the lease.
 _OWN_FILES = (ledger.CLASSES_FILE, ledger.MANIFEST_FILE, ledger.LOG_FILE, "report.html")
 
 
 def name_picture(folder: str, image_id: str, suffix: str = ".png") -> str:
-    """The path under OUT of one of an image's pictures, from its id. Raises UserError if it would leave OUT."""
+    """The path under OUT of one of an image's pictures, from its id. Raises UserError if it would leave OUT.
+
+    A part of it that no file system would take ends in `~` and the first 16 digits of the sha256 of the whole part.
+    """
+    if len(image_id) * 4 + len(suffix) > _LONGEST_NAME:  # 4 bytes a letter at most: most names need no closer look
+        image_id = shorten_id(image_id, len(suffix))
     return storage.join(folder, f"{image_id}{suffix}")
+
+
+def shorten_id(image_id: str, suffix_bytes: int = len(".png")) -> str:
+    """The id as pictures are named by it: the same, unless a part of it is too long for a file system."""
+    *folders, name = image_id.split("/")
+    parts = [_shorten_part(part, _LONGEST_NAME) for part in folders]
+    return "/".join([*parts, _shorten_part(name, _LONGEST_NAME - suffix_bytes)])
+
+
+def find_shortened(image_ids: Iterable[pa.Array]) -> dict[str, str]:
+    """The ids that pictures do not bear whole: what they bear -> the id."""
+    found: dict[str, str] = {}
+    for ids in image_ids:
+        long = ids.filter(pc.greater(pc.binary_length(ids), _LONGEST_NAME - len(".png"))).to_pylist()
+        found |= {short: whole for whole in long if (short := shorten_id(whole)) != whole}
+    return found
+
+
+def _shorten_part(part: str, longest: int) -> str:
+    data = part.encode()
+    if len(data) <= longest:
+        return part
+    start = data[: longest - 1 - _DIGEST_LETTERS].decode(errors="ignore")  # not half of a letter
+    return f"{start}~{hashlib.sha256(data).hexdigest()[:_DIGEST_LETTERS]}"
 
 
 def list_pictures(rows: pa.Table) -> list[str]:

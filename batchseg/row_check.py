@@ -30,15 +30,24 @@ class RowCheck:
     bundle_digest: str | None
     to_parquet: bool
     to_png: bool
-    has_overlays: bool
+    overlay_suffix: str | None
+    has_score_maps: bool
+    has_rle: bool
 
     @classmethod
     def of_run(cls, out: str, run: dict[str, Any]) -> "RowCheck":
         """From the parameters in run.json."""
         parameters = run.get("parameters", {})
-        write = parameters.get("write", ["parquet", "png"])
-        has_overlays = parameters.get("overlays", "none") != "none"
-        return cls(out, parameters.get("bundle_digest"), "parquet" in write, "png" in write, has_overlays)
+        write, overlays = parameters.get("write", ["parquet", "png"]), parameters.get("overlays", "none")
+        return cls(
+            out,
+            parameters.get("bundle_digest"),
+            "parquet" in write,
+            "png" in write,
+            None if overlays == "none" else f".{overlays}",
+            bool(parameters.get("score_map")),
+            bool(parameters.get("rle")),
+        )
 
     def check(self, row: dict[str, Any], status: str) -> list[Finding]:
         """What is wrong with one row."""
@@ -52,19 +61,24 @@ class RowCheck:
             found.append(Finding("row", name, f"was made with bundle {row['bundle']}, OUT with {self.bundle_digest}"))
         if message := self._check_mask(row):
             found.append(Finding("mask", name, message))
-        if self.has_overlays and (message := self._check_stored(row["overlay"], name, "overlays")):
+        suffix = self.overlay_suffix
+        if suffix and (message := self._check_stored(row["overlay"], name, "overlays", suffix)):
             found.append(Finding("overlay", name, message))
+        if self.has_score_maps and (message := self._check_stored(row["score_map"], name, "scores")):
+            found.append(Finding("score map", name, message))
+        if self.has_rle and row["rle"] is None:
+            found.append(Finding("row", name, "has no run-length codes, which --rle asks for"))
         return found
 
-    def _check_stored(self, picture: dict[str, Any] | None, image_id: str, folder: str) -> str:
+    def _check_stored(self, picture: dict[str, Any] | None, image_id: str, folder: str, suffix: str = ".png") -> str:
         """What is wrong with where a row says that its picture is; whether files are there shows in the listing."""
         if picture is None:
             return "the row has none"
         if self.to_parquet and not picture["bytes"]:
             return "the row does not hold its bytes"
-        allowed = [path for path in clearing.name_all_pictures(image_id) if path.startswith(f"{folder}/")]
-        if self.to_png and picture["path"] not in allowed:
-            return f"the row names {picture['path']!r}; its name is {allowed[0]!r}"
+        allowed = clearing.name_picture(folder, image_id, suffix)
+        if self.to_png and picture["path"] != allowed:
+            return f"the row names {picture['path']!r}; its name is {allowed!r}"
         return ""
 
     def _check_mask(self, row: dict[str, Any]) -> str:

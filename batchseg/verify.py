@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from batchseg import clearing, ledger, storage
 from batchseg.console import Console
-from batchseg.errors import UserError
+from batchseg.errors import StoppedError, UserError
 from batchseg.lease import Lease, find_holder
 from batchseg.row_check import Finding, RowCheck
 from batchseg.row_index import INDEX_COLUMNS, build_index, find_losers
@@ -35,8 +35,8 @@ Show = Callable[[str], None]
 class Verification:
     """manifest: images listed; ok, failed: their rows; pending: listed without a row; gone: rows of unlisted images.
 
-    After a repair the counts are those after it, the findings those before. held_by: a job that is at work, so that
-    things are in motion.
+    After a repair the counts are those after it, the findings those before. held_by: a job that is or was at work
+    during the look, so that things are in motion.
     """
 
     out: str
@@ -63,17 +63,23 @@ class Verification:
 def verify_output(out: str, *, repair: bool = False, show: Show | None = None) -> Verification:
     """Looks at every row and picture; only reads. repair: removes what is wrong, under the lease.
 
-    show: told the progress. Raises UserError when OUT is not ours, or when a job holds it and `repair` is asked for.
+    show: told the progress. Raises UserError when OUT is not ours, or when a job holds it and `repair` is asked for;
+    StoppedError when things vanish while they are looked at and no look can be finished.
     """
     out, show = storage.to_absolute(out), show or (lambda text: None)
     run = ledger.read_run(out)
     if run is None:
         raise UserError(f"OUT {out} is not an output of batchseg (it has no {ledger.RUN_FILE})")
     if not repair:
-        holder = find_holder(out)
-        return _Look(out, run, str(holder) if holder else None).look(show)
+        try:
+            return _Look(out, run, _describe_holder(out)).look(show)
+        except FileNotFoundError as error:
+            who = _describe_holder(out) or "a job that has ended meanwhile"
+            raise StoppedError(
+                f"OUT {out} is in motion ({who}): {error}. Verify it when nobody writes there"
+            ) from error
     with Lease.acquire(out, say=show) as lease:
-        look = _Look(out, run, None)
+        look = _Look(out, run, None, is_ours=True)
         result = look.look(show)
         lease.check()
         if result.findings:
@@ -81,10 +87,16 @@ def verify_output(out: str, *, repair: bool = False, show: Show | None = None) -
         return result
 
 
+def _describe_holder(out: str) -> str | None:
+    holder = find_holder(out)
+    return str(holder) if holder else None
+
+
 class _Look:
     """One pass over OUT, part by part. Keeps names, never more pictures than those of a few rows."""
 
-    def __init__(self, out: str, run: dict[str, Any], held_by: str | None):
+    def __init__(self, out: str, run: dict[str, Any], held_by: str | None, *, is_ours: bool = False):
+        self._is_ours = is_ours
         self._out, self._row_check = out, RowCheck.of_run(out, run)
         self._result = Verification(out, held_by=held_by)
         self._manifest = self._read_manifest()
@@ -103,13 +115,26 @@ class _Look:
                     tables.append(found)
                     rows += len(found)
                 show(f"verified {number}/{len(parts)} parts, {rows} rows")
+        self._look_for_job()
         index = build_index(seen, tables)
         pending = self._count(index)
         for row in find_losers(index).select(["image_id", "part"]).to_pylist():
             self._find("twice", row["image_id"], f"another row of it counts; this one lies in {row['part']}")
-        self._compare_pictures(pending)
+        self._compare_pictures(index, pending)
         self._find_leftovers()
+        self._look_for_job()
         return self._result
+
+    def _look_for_job(self, gone: str = "") -> None:
+        """A job may have started since the first look; then these are figures of a moment. gone: a part that it took.
+
+        Raises StoppedError when a part vanishes although we hold the lease.
+        """
+        result = self._result
+        if gone and self._is_ours:
+            raise StoppedError(f"{gone} has vanished: somebody else changes OUT {self._out} without its lease")
+        if result.held_by is None and not self._is_ours:
+            result.held_by = _describe_holder(self._out) or ("a job that has ended meanwhile" if gone else None)
 
     def repair(self) -> None:
         """Rows before pictures: a death in between leaves pictures without row, which the next repair removes."""
@@ -154,7 +179,7 @@ class _Look:
         return pending
 
     def _look_at_part(self, status: str, location: str, pool: ThreadPoolExecutor) -> pa.Table | None:
-        """The index columns of a part; None for one that is damaged, or was just replaced by the job at work."""
+        """The index columns of a part; None for one that is damaged, or has just been taken away by a job at work."""
         index, named = [], []
         try:
             for rows in _decode_rows(location, storage.read_bytes(location)):
@@ -163,8 +188,7 @@ class _Look:
                 index.append(rows.select(INDEX_COLUMNS))
                 named += [pc.struct_field(rows[column], "path").drop_null() for column in ledger.PICTURE_COLUMNS]
         except FileNotFoundError:
-            if self._result.held_by is None:
-                raise
+            self._look_for_job(location)
             return None
         except ledger.DamagedPartError as error:
             self._damaged.append(location)
@@ -173,8 +197,9 @@ class _Look:
         self._named += [array for array in named if len(array)]
         return pa.Table.from_batches(index, index[0].schema) if index else None
 
-    def _compare_pictures(self, pending: pa.Array) -> None:
+    def _compare_pictures(self, index: pa.Table, pending: pa.Array) -> None:
         """Files that no row names, and names without file. Pictures of pending images are those of a killed run."""
+        shortened = clearing.find_shortened([*index["image_id"].chunks, self._manifest])
         named = pa.chunked_array(self._named, pa.string()).combine_chunks()
         named = named.filter(pc.match_substring_regex(named, _PICTURE_PATH))  # RowCheck finds the others
         sizes = dict(self._list_pictures())
@@ -183,11 +208,11 @@ class _Look:
             pa.array([path for path, size in sizes.items() if size], pa.string()),
         )
         for path in named.filter(pc.invert(pc.is_in(named, value_set=filled))).to_pylist():
-            kind, image_id = _owner_of(path)
+            kind, image_id = _owner_of(path, shortened)
             if kind != "mask":  # masks are read
                 self._find(kind, image_id, f"{path} is missing or empty")
         unnamed = listed.filter(pc.invert(pc.is_in(listed, value_set=named)))
-        owners = pa.array([_owner_of(path)[1] for path in unnamed.to_pylist()], pa.string())
+        owners = pa.array([_owner_of(path, shortened)[1] for path in unnamed.to_pylist()], pa.string())
         for path in unnamed.filter(pc.invert(pc.is_in(owners, value_set=pending))).to_pylist():
             self._rubbish.append(path)
             self._find("stray", path, "no row names it")
@@ -233,10 +258,11 @@ def _is_half_written(path: str) -> bool:
     return name.startswith(".") and (name.endswith(".tmp") or name.startswith(".probe-"))
 
 
-def _owner_of(path: str) -> tuple[str, str]:
-    """`overlays/a/b.jpg.png` -> (`overlay`, `a/b.jpg`)."""
+def _owner_of(path: str, shortened: dict[str, str]) -> tuple[str, str]:
+    """`overlays/a/b.jpg.png` -> (`overlay`, `a/b.jpg`). shortened: as clearing.find_shortened."""
     folder, _, name = path.partition("/")
-    return _KINDS[folder], name.rpartition(".")[0]
+    stem = name.rpartition(".")[0]
+    return _KINDS[folder], shortened.get(stem, stem)
 
 
 def show_verification(console: Console, verification: Verification) -> None:
@@ -245,7 +271,9 @@ def show_verification(console: Console, verification: Verification) -> None:
     rows = [("ok", v.ok), ("failed", v.failed), ("pending", v.pending), ("listed", v.manifest), ("gone", v.gone)]
     console.show_table(v.out, ["status", "images"], [[name, f"{count:,}"] for name, count in rows])
     if v.held_by:
-        console.say(f"a job is at work ({v.held_by}): these are figures of a moment, and some findings may be too")
+        console.say(
+            f"the output is in motion ({v.held_by}): these are figures of a moment, and some findings may be too"
+        )
     for finding in v.findings[:_SHOWN_FINDINGS]:
         console.say(f"{finding.kind}: {finding.subject}: {finding.message}")
     kinds = Counter(finding.kind for finding in v.findings)

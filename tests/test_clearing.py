@@ -1,5 +1,6 @@
 """What leaves an output folder: only what rows name, and never through a link out of it."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,28 @@ def test_names_of_pictures() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("image_id", "stem"),
+    [
+        ("a" * 251, "a" * 251),
+        ("a" * 252, "a" * 234 + "~03aaf5773717feae"),
+        ("d" * 256 + "/" + "d" * 255 + "/x", "d" * 238 + "~?/" + "d" * 255 + "/x"),
+        ("ü" * 130, "ü" * 117 + "~?"),
+        ("日" * 90 + "/b", "日" * 79 + "~?/b"),
+    ],
+)
+def test_names_that_are_too_long_are_shortened(tmp_path: Path, image_id: str, stem: str) -> None:
+    path = clearing.name_picture("masks", image_id)
+    for part in image_id.split("/"):
+        stem = stem.replace("~?", f"~{hashlib.sha256(part.encode()).hexdigest()[:16]}", 1)
+    assert path == f"masks/{stem}.png"
+    assert max(len(part.encode()) for part in path.split("/")) <= 255
+    storage.write_atomic(str(tmp_path / path), b"x", str(tmp_path / ".tmp"))
+    assert clearing.name_picture("masks", f"{image_id[:-1]}z") != path
+    expected = {} if stem == image_id else {stem: image_id}
+    assert clearing.find_shortened([pa.array([image_id, "a.jpg"]), pa.array([], pa.string())]) == expected
+
+
 def test_prune_takes_rows_and_pictures_of_what_is_listed_no_more(tmp_path: Path) -> None:
     commit(tmp_path, ["a", "old/b", "c"])
     commit(tmp_path, ["bad"], "error")
@@ -92,6 +115,18 @@ def test_a_failure_leaves_no_picture(tmp_path: Path) -> None:
     assert clearing.delete_failed_pictures(str(tmp_path), ledger.read_index(str(tmp_path)), 2) == 1
     assert list_files(tmp_path, "masks") == ["masks/before.png", "masks/good.png"]
     assert list_files(tmp_path, "overlays") == ["overlays/good.png"]
+
+
+@pytest.mark.parametrize("image_id", ["a" * 300, "d/" * 2100 + "x", "日" * 2000])
+def test_a_failure_with_a_name_that_no_disk_takes(tmp_path: Path, image_id: str) -> None:
+    commit(tmp_path, [image_id], "error", 2)
+    assert clearing.delete_failed_pictures(str(tmp_path), ledger.read_index(str(tmp_path)), 2) == 1
+
+
+def test_a_failure_with_a_key_that_s3_does_not_take(s3_bucket: str) -> None:
+    row = dict.fromkeys(SCHEMA.names) | {"image_id": "d/" * 600 + "x", "run": 2, "attempts": 1}
+    ledger.commit_part(s3_bucket, pa.Table.from_pylist([row], SCHEMA), "error", 2)
+    assert clearing.delete_failed_pictures(s3_bucket, ledger.read_index(s3_bucket), 2) == 1
 
 
 def test_remove_output_takes_what_is_ours_and_nothing_else(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from batchseg import clearing, ledger, row_check, storage
 from batchseg.classes import parse_classes
 from batchseg.console import Console
 from batchseg.digest import digest_output
-from batchseg.errors import UserError
+from batchseg.errors import StoppedError, UserError
 from batchseg.images import encode_mask
 from batchseg.lease import Lease
 from batchseg.listing import MANIFEST_SCHEMA
@@ -35,13 +35,14 @@ def make_row(out: Path, name: str, write: str = "parquet,png", **values: Any) ->
     rng = np.random.default_rng(len(name))
     mask = rng.choice(np.array([0, 1, 255], np.uint8), (5, 7))
     pictures = {
-        "mask": (f"masks/{name}.png", encode_mask(mask, CLASSES.palette)),
-        "overlay": (f"overlays/{name}.jpg", b"jpg"),
+        "mask": (clearing.name_picture("masks", name), encode_mask(mask, CLASSES.palette)),
+        "overlay": (clearing.name_picture("overlays", name, ".jpg"), b"jpg"),
+        "score_map": (clearing.name_picture("scores", name), b"png"),
     }
     row = dict.fromkeys(SCHEMA.names) | {
         "image_id": name, "uri": f"/in/{name}", "input_bytes": 10, "input_modified": TIME, "height": 5, "width": 7,
         "class_pixels": np.bincount(mask.ravel(), minlength=256)[:2].tolist(), "bundle": "abc", "run": 1, "attempts": 1,
-        "seconds": 0.5, "mean_confidence": 0.75,
+        "seconds": 0.5, "mean_confidence": 0.75, "rle": [],
     }  # fmt: skip
     for kind, (path, data) in pictures.items():
         if "png" in write:
@@ -62,7 +63,9 @@ def write_manifest(out: Path, names: list[str]) -> None:
 
 def make_out(out: Path, write: str = "parquet,png") -> Path:
     """Four ok images in two parts, one that failed."""
-    parameters = {"bundle_digest": "abc", "write": write.split(","), "overlays": "jpg"}
+    parameters = {
+        "bundle_digest": "abc", "write": write.split(","), "overlays": "jpg", "score_map": True, "rle": True,
+    }  # fmt: skip
     ledger.write_run(str(out), {"run": 1, "bundle": "b", "state": "complete", "parameters": parameters})
     write_manifest(out, [*NAMES, "bad.jpg"])
     commit(out, [make_row(out, name, write) for name in NAMES[:2]])
@@ -138,6 +141,15 @@ DAMAGES: list[tuple[str, Callable[[Path], object], list[tuple[str, str, str]], i
      [("mask", "a.jpg", "'../x.png'; its name is 'masks/a.jpg.png'"), ("stray", "masks/a.jpg.png", "no row")], 1),
     ("overlay missing", lambda out: (out / "overlays/a.jpg.jpg").unlink(), [("overlay", "a.jpg", "is missing")], 1),
     ("overlay empty", lambda out: (out / "overlays/a.jpg.jpg").write_bytes(b""), [("overlay", "a.jpg", "empty")], 1),
+    ("no overlay", lambda out: rewrite(out, "a.jpg", lambda r: r | {"overlay": None}),
+     [("overlay", "a.jpg", "the row has none"), ("stray", "overlays/a.jpg.jpg", "no row names it")], 1),
+    ("other overlay", lambda out: rewrite(out, "a.jpg", lambda r: r | {"overlay": r["overlay"] | {"path": "a.png"}}),
+     [("overlay", "a.jpg", "'a.png'; its name is 'overlays/a.jpg.jpg'"), ("stray", "overlays/a.jpg.jpg", "no row")], 1),
+    ("no score map", lambda out: rewrite(out, "c.png", lambda r: r | {"score_map": None}),
+     [("score map", "c.png", "the row has none"), ("stray", "scores/c.png.png", "no row names it")], 1),
+    ("score map missing", lambda out: (out / "scores/c.png.png").unlink(), [("score map", "c.png", "is missing")], 1),
+    ("no run lengths", lambda out: rewrite(out, "c.png", lambda r: r | {"rle": None}),
+     [("row", "c.png", "has no run-length codes")], 1),
     ("other bundle", lambda out: rewrite(out, "c.png", lambda r: r | {"bundle": "xyz"}),
      [("row", "c.png", "was made with bundle xyz, OUT with abc")], 1),
     ("ok with error", lambda out: rewrite(out, "c.png", lambda r: r | {"error_kind": "oom"}),
@@ -239,6 +251,56 @@ def test_a_job_at_work_is_named_and_repair_waits_for_it(tmp_path: Path) -> None:
     assert (out / ".tmp/.0123.tmp").exists()
 
 
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_job_that_starts_during_the_look_is_no_fault(tmp_path: Path, has_ended: bool) -> None:
+    out, held = make_out(tmp_path / "out"), []
+
+    def start_job(text: str) -> None:
+        if not held:
+            held.append(Lease.acquire(str(out), say=print))
+            parts = [Path(part) for _, part in ledger.list_parts(str(out))]
+            parts[1].unlink()  # not looked at yet
+            if has_ended:
+                held[0].release()
+
+    result = verify_output(str(out), show=start_job)
+    held[0].release()
+    assert ("ended meanwhile" if has_ended else f"pid {os.getpid()}") in str(result.held_by)
+    assert (result.ok, result.pending) == (2, 2)
+
+
+def test_a_part_that_vanishes_under_repair_stops_it(tmp_path: Path) -> None:
+    out = make_out(tmp_path / "out")
+
+    def remove_part(text: str) -> None:
+        for _, part in ledger.list_parts(str(out))[1:]:
+            Path(part).unlink()
+
+    with pytest.raises(StoppedError, match="has vanished: somebody else changes OUT"):
+        verify_output(str(out), repair=True, show=remove_part)
+    assert not (out / "lease.json").exists()
+
+
+LONG = ["ü" * 130 + ".jpg", f"{'d' * 300}/x.png", "a" * 251, "a" * 252]
+
+
+def test_a_name_that_no_disk_takes_is_found_and_repaired_like_any_other(tmp_path: Path) -> None:
+    out = make_out(tmp_path)
+    rows = [make_row(out, name) for name in LONG]
+    for row, name in zip(rows, LONG, strict=True):
+        for column, folder, suffix in (("mask", "masks", "png"), ("overlay", "overlays", "jpg")):
+            assert row[column]["path"] == clearing.name_picture(folder, name, f".{suffix}")
+    commit(out, rows, run=2)
+    write_manifest(out, [*NAMES, "bad.jpg", *LONG])
+    assert verify_output(str(out)).is_clean
+    (out / clearing.name_picture("overlays", LONG[0], ".jpg")).unlink()
+    assert list_kinds(verify_output(str(out), repair=True)) == [("overlay", LONG[0])]
+    # A killed run left the mask of a pending image: no stray.
+    storage.write_atomic(str(out / clearing.name_picture("masks", LONG[0])), b"x")
+    result = verify_output(str(out))
+    assert (result.is_clean, result.pending) == (True, 1)
+
+
 def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not an output of batchseg"):
         verify_output(str(tmp_path / "none"))
@@ -272,7 +334,7 @@ def test_the_table(tmp_path: Path) -> None:
     stream = io.StringIO()
     show_verification(Console(stream), Verification("/out", 1, 1, held_by="host h, pid 1, since now"))
     assert "clean: nothing is wrong" in stream.getvalue()
-    assert "a job is at work (host h, pid 1" in stream.getvalue()
+    assert "the output is in motion (host h, pid 1" in stream.getvalue()
 
 
 # --- the digest ---
