@@ -17,7 +17,10 @@ from batchseg.errors import StoppedError, UserError
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Root may do anything; somebody else may not."""
+    """Root may do anything; somebody else may not, not even import what lies in root's home."""
+    import batchseg.segment
+    import batchseg.verify  # noqa: F401
+
     if os.geteuid() != 0:
         yield
         return
