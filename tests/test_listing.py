@@ -66,6 +66,24 @@ def test_links_are_followed_loops_and_special_files_are_not(tmp_path: Path) -> N
     assert listing.manifest["bytes"].to_pylist() == [7, 7, None, 5]
 
 
+def test_nothing_in_out_is_listed_by_whatever_name(tmp_path: Path) -> None:
+    out, root = tmp_path / "out", fill(tmp_path / "in", "a.png", "sub/b.png")
+    fill(out, "masks/a.png.png", "masks/deep/b.png.png")
+    (tmp_path / "alias").symlink_to(out)
+    (root / "masks").symlink_to(out / "masks")
+    (root / "deep").symlink_to("masks/deep")
+    (root / "one.png").symlink_to(out / "masks" / "a.png.png")
+    (root / "around").symlink_to(tmp_path)
+    for name in (out, tmp_path / "alias", tmp_path / "in" / "around" / "out"):
+        assert ids_of(list_all(root, str(name))) == ["a.png", "sub/b.png"]
+    listed = [str(root / "a.png"), str(root / "one.png"), str(root / "deep" / "b.png.png"), f"{out}/masks/a.png.png"]
+    (tmp_path / "list.txt").write_text("\n".join(listed))
+    assert ids_of(list_all(tmp_path / "list.txt", str(tmp_path / "alias"))) == ["a.png"]
+    for location in ("in/masks", "in/deep/*.png", "in/one.png", "alias", "out/masks"):
+        with pytest.raises(UserError, match=r"lies in OUT .*, which is never segmented; give another --out"):
+            list_all(tmp_path / location, str(out))
+
+
 def test_a_deep_and_wide_tree(tmp_path: Path) -> None:
     names = [f"{i % 7}/{i % 11}/{i}.png" for i in range(300)] + ["/".join("abcdefghij") + "/x.png"]
     shown: list[str] = []
@@ -137,9 +155,8 @@ def test_what_is_no_input(tmp_path: Path) -> None:
 
 
 def test_text_list(tmp_path: Path) -> None:
-    root = fill(tmp_path, "set/a/1.png", "set/b/ 2.png", "#3.png", "set/a/picture")
+    root = fill(tmp_path, "set/a/1.png", "set/b/ 2.png", "set/a/picture")
     lines = [
-        "# a comment",
         "",
         "set/a/1.png\r",
         f"{root}/set/b/ 2.png",
@@ -153,11 +170,29 @@ def test_text_list(tmp_path: Path) -> None:
     assert ids_of(listing) == ["a/1.png", "a/gone.png", "a/picture", "b/ 2.png"]
     assert listing.manifest["bytes"].to_pylist() == [11, None, 13, 12]
     assert listing.manifest["modified"].null_count == 1
-    (root / "list.txt").write_text("./#3.png\n")
-    assert ids_of(list_all(root / "list.txt")) == ["#3.png"]
-    (root / "list.txt").write_text("# nothing\n")
+    (root / "list.txt").write_text("\n\r\n")
     with pytest.raises(UserError, match="holds no image"):
         list_all(root / "list.txt")
+
+
+def test_a_list_has_no_comments(tmp_path: Path) -> None:
+    root = fill(tmp_path, "#3.png", "# 4.png", " ")
+    (root / "list.txt").write_text("#3.png\n# 4.png\n \n# gone\n")
+    listing = list_all(root / "list.txt")
+    assert ids_of(listing) == [" ", "# 4.png", "# gone", "#3.png"]
+    assert listing.manifest["bytes"].to_pylist() == [1, 7, None, 6]
+
+
+def test_a_nul_in_a_list_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.png\n\nb\0.png\n")
+    with pytest.raises(UserError, match=r"list\.txt, line 3: 'b\\x00\.png' holds a NUL character"):
+        list_all(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_bytes("ab.png\n".encode("utf-16-le"))
+    with pytest.raises(UserError, match=r"line 1: .* Is the list UTF-16"):
+        list_all(tmp_path / "list.txt")
+    pq.write_table(pa.table({"uri": ["a.png", "b\0.png"]}), tmp_path / "list.parquet")
+    with pytest.raises(UserError, match=r"list\.parquet, entry 2: "):
+        list_all(tmp_path / "list.parquet")
 
 
 def test_csv_and_parquet_lists(tmp_path: Path) -> None:

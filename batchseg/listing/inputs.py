@@ -10,6 +10,7 @@ import pyarrow as pa
 from batchseg import storage
 from batchseg.errors import UserError
 from batchseg.images import is_image_name
+from batchseg.listing.left_out import LeftOut
 from batchseg.listing.lists import LIST_SUFFIXES, add_listed, find_common_folder, read_uris
 from batchseg.listing.manifest import ManifestBuilder, make_image_id
 from batchseg.listing.parquet import URI_COLUMN, add_rows, read_columns
@@ -57,11 +58,12 @@ def list_input(
 ) -> Listing:
     """Every image of INPUT, once.
 
-    leave_out: the folder OUT, which is never listed. show: takes a line of progress now and then.
+    leave_out: the folder OUT; what lies in it, symbolic links followed, is never listed.
+    show: takes a line of progress now and then.
     Raises UserError when INPUT is missing, holds no image, or names two images alike.
     """
     source = storage.to_absolute(location)
-    left_out = storage.to_absolute(leave_out) if leave_out else ""
+    left_out = LeftOut(leave_out)
     try:
         kind = storage.file_type(source)
     except (pa.ArrowInvalid, OSError) as error:
@@ -69,9 +71,9 @@ def list_input(
     as_glob = kind == "missing" and is_glob(source)
     if kind == "missing" and not as_glob:
         raise UserError(f"INPUT {location} does not exist")
-    if left_out and (source == left_out or source.startswith(f"{left_out}/")):
-        raise UserError(f"INPUT {location} lies in OUT {leave_out}, which is never segmented; give another --out")
     root, pattern = split_glob(source) if as_glob else (source, "")
+    if left_out.holds(root or "/"):
+        raise UserError(f"INPUT {location} lies in OUT {leave_out}, which is never segmented; give another --out")
     filters = Filters(
         tuple(map(PathPattern.parse, options.include)),
         tuple(map(PathPattern.parse, options.exclude)),
@@ -99,12 +101,12 @@ def _make_ticker(source: str, builder: ManifestBuilder, show: Callable[[str], No
 
 
 def _list_folder(
-    root: str, kind: str, leave_out: str, builder: ManifestBuilder, tick: Callable[[], None]
+    root: str, kind: str, left_out: LeftOut, builder: ManifestBuilder, tick: Callable[[], None]
 ) -> tuple[str, str, str]:
     """Images, or if there are none, the rows of Parquet files. Returns root, kind and note."""
     if storage.file_type(root) != "folder":
         raise UserError(f"INPUT does not exist: {root}, the folder before its first wildcard, is none")
-    walk = Walk(root, builder, leave_out, tick)
+    walk = Walk(root, builder, left_out, tick)
     walk.run()
     if not walk.parquets:
         return root, kind, ""
@@ -114,7 +116,9 @@ def _list_folder(
     return root, "parquet", ""
 
 
-def _list_file(source: str, leave_out: str, builder: ManifestBuilder, tick: Callable[[], None]) -> tuple[str, str, str]:
+def _list_file(
+    source: str, left_out: LeftOut, builder: ManifestBuilder, tick: Callable[[], None]
+) -> tuple[str, str, str]:
     folder, name = storage.folder_of(source), storage.name_of(source)
     suffix = posixpath.splitext(name)[1].lower()
     if is_image_name(name):
@@ -123,7 +127,7 @@ def _list_file(source: str, leave_out: str, builder: ManifestBuilder, tick: Call
     if suffix in LIST_SUFFIXES or (suffix == PARQUET_SUFFIX and URI_COLUMN in read_columns(source).names):
         uris = read_uris(source)
         common = find_common_folder(uris) if uris else ""
-        add_listed(uris, common, leave_out, builder, tick)
+        add_listed(uris, common, left_out, builder, tick)
         return common.rstrip("/") or "/", "list", ""
     stamp = storage.stat_file(source)
     if suffix != PARQUET_SUFFIX or stamp is None:

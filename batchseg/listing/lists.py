@@ -9,6 +9,7 @@ import pyarrow.csv
 
 from batchseg import storage
 from batchseg.errors import UserError
+from batchseg.listing.left_out import LeftOut
 from batchseg.listing.manifest import ManifestBuilder, make_image_id
 from batchseg.listing.parquet import URI_COLUMN, read_uri_column
 from batchseg.storage import FileStamp
@@ -19,20 +20,29 @@ _BATCH = 256
 
 
 def read_uris(location: str) -> list[str]:
-    """The locations that a list names: absolute, each once, in its order. Relative ones count from its folder."""
-    read = {".txt": _read_lines, ".csv": _read_csv}.get(posixpath.splitext(location)[1].lower(), read_uri_column)
-    names = read(location)
+    """The locations that a list names: absolute, each once, in its order. Relative ones count from its folder.
+
+    Raises UserError for a list that cannot be read, and for an entry that no file can be named.
+    """
+    suffix = posixpath.splitext(location)[1].lower()
+    names = {".txt": _read_lines, ".csv": _read_csv}.get(suffix, read_uri_column)(location)
+    for number, name in enumerate(names, 1):
+        if name and "\0" in name:
+            where = "line" if suffix == ".txt" else "entry"
+            raise UserError(
+                f"the list {location}, {where} {number}: {name[:80]!r} holds a NUL character, which no name may. "
+                f"Is the list UTF-16? UTF-8 is needed"
+            )
     folder = storage.folder_of(location)
     return list(dict.fromkeys(_resolve(name, folder) for name in names if name))
 
 
 def _read_lines(location: str) -> list[str]:
-    """Lines end with a newline alone: names may hold what str.splitlines takes for an end."""
+    """Lines end with a newline alone: names may hold what str.splitlines takes for an end. There are no comments."""
     try:
-        lines = [line.removesuffix("\r") for line in storage.read_bytes(location).decode("utf-8-sig").split("\n")]
+        return [line.removesuffix("\r") for line in storage.read_bytes(location).decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise UserError(f"the list {location} is not UTF-8: {error}") from None
-    return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
 def _read_csv(location: str) -> list[str]:
@@ -66,17 +76,16 @@ def find_common_folder(uris: list[str]) -> str:
 
 
 def add_listed(
-    uris: list[str], common: str, leave_out: str, builder: ManifestBuilder, tick: Callable[[], None]
+    uris: list[str], common: str, left_out: LeftOut, builder: ManifestBuilder, tick: Callable[[], None]
 ) -> None:
     """Puts every listed image into the manifest; what is missing stays in it without a size.
 
     A file is looked at one by one, on S3 with one request each.
     """
-    left_out = f"{leave_out}/"
-    wanted = [uri for uri in uris if not uri.startswith(left_out)]
-    batches = [wanted[start : start + _BATCH] for start in range(0, len(wanted), _BATCH)]
+    batches = [uris[start : start + _BATCH] for start in range(0, len(uris), _BATCH)]
 
-    def look(batch: list[str]) -> None:
+    def look(listed: list[str]) -> None:
+        batch = [uri for uri in listed if not (left_out.holds if storage.is_remote(uri) else left_out.holds_file)(uri)]
         # Both schemes in one list: s3://bucket/key becomes s3/bucket/key.
         ids = [make_image_id(uri.removeprefix(common) if common else uri.replace("://", "/", 1)) for uri in batch]
         builder.add((name, uri, _stat(uri), None) for name, uri in zip(ids, batch, strict=True))

@@ -13,6 +13,7 @@ import pyarrow.fs as pafs
 from batchseg import storage
 from batchseg.errors import UserError
 from batchseg.images import is_image_name
+from batchseg.listing.left_out import LeftOut
 from batchseg.listing.manifest import ManifestBuilder, make_image_id
 from batchseg.storage import FileStamp
 
@@ -32,12 +33,12 @@ _Image = tuple[str, str, FileStamp | None, None]
 class Walk:
     """One pass over the folder `root`. Images go to `builder`, Parquet files to `parquets` as (path, stamp).
 
-    leave_out: a folder that is not looked into. tick: called now and then.
+    left_out: OUT, which is not looked into. tick: called now and then.
     """
 
     root: str
     builder: ManifestBuilder
-    leave_out: str
+    left_out: LeftOut
     tick: Callable[[], None]
     parquets: list[tuple[str, FileStamp]] = field(default_factory=list)
     _left_out_key: _Key | None = None
@@ -47,13 +48,13 @@ class Walk:
         if storage.is_remote(self.root):
             self._walk_remote()
         else:
-            self._left_out_key = None if storage.is_remote(self.leave_out) else _key_of(self.leave_out)
+            self._left_out_key = _key_of(self.left_out.root) if self.left_out.is_there else None
             self._walk_local()
 
     def _is_wanted_folder(self, path: str) -> bool:
         if posixpath.basename(path).startswith(".") or not self.builder.filters.may_keep_in(path):
             return False
-        return f"{self.root.rstrip('/')}/{path}" != self.leave_out
+        return f"{self.root.rstrip('/')}/{path}" != self.left_out.root
 
     def _take(self, path: str, stamp: FileStamp | None) -> _Image | None:
         """The manifest row of an image, None for a file that is none."""
@@ -124,7 +125,7 @@ class Walk:
         with entries:
             for entry in entries:
                 name = f"{path}/{entry.name}" if path else entry.name
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or self._leads_into_out(entry):
                     continue
                 if _is_folder(entry):
                     if self._is_wanted_folder(name):
@@ -134,6 +135,10 @@ class Walk:
                     image = self._take(name, stamp) if is_file else None
                     if image:
                         yield image
+
+    def _leads_into_out(self, entry: "os.DirEntry[str]") -> bool:
+        """For a link. What is none is found by the folder that it lies in."""
+        return self.left_out.is_there and entry.is_symlink() and self.left_out.holds(entry.path)
 
     def _walk_remote(self) -> None:
         """Level by level until there are enough prefixes, then each of them with all that is under it."""
@@ -172,7 +177,7 @@ class Walk:
             yield (f"{path}/{name}" if path else name), info
 
     def _add_objects(self, files: Iterable[tuple[str, pafs.FileInfo]]) -> None:
-        left_out = f"{self.leave_out}/"
+        left_out = f"{self.left_out.root}/"
         images = (
             self._take(name, storage.stamp_of(info))
             for name, info in files
