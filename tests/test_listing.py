@@ -78,7 +78,7 @@ def test_nothing_in_out_is_listed_by_whatever_name(tmp_path: Path) -> None:
         assert ids_of(list_all(root, str(name))) == ["a.png", "sub/b.png"]
     listed = [str(root / "a.png"), str(root / "one.png"), str(root / "deep" / "b.png.png"), f"{out}/masks/a.png.png"]
     (tmp_path / "list.txt").write_text("\n".join(listed))
-    assert ids_of(list_all(tmp_path / "list.txt", str(tmp_path / "alias"))) == ["a.png"]
+    assert ids_of(list_all(tmp_path / "list.txt", str(tmp_path / "alias"))) == ["in/a.png"]
     for location in ("in/masks", "in/deep/*.png", "in/one.png", "alias", "out/masks"):
         with pytest.raises(UserError, match=r"lies in OUT .*, which is never segmented; give another --out"):
             list_all(tmp_path / location, str(out))
