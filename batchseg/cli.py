@@ -10,6 +10,7 @@ import click
 from batchseg import __version__, errors, storage
 from batchseg.access import describe_refusal
 from batchseg.cli_options import (
+    FiniteRange,
     actors_option,
     add_knobs,
     add_segment_options,
@@ -117,16 +118,6 @@ def evaluate(data: str, bundle: str | None, **options: Any) -> None:
 @click.argument("input", metavar="INPUT")
 @model_option
 @add_segment_options
-@click.option(
-    "--max-failed-share",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.9,
-    show_default=True,
-    help="stop (exit 4) when more of the images fail, 200 or more being done; 1 is never",
-)
-@click.option("--no-sanity-check", "sanity_check", flag_value=False, default=True, help="do not stop over odd results")
-@click.option("--overwrite", is_flag=True, help="begin OUT anew: remove what its rows name, then do everything")
-@click.option("--prune", is_flag=True, help="drop rows and pictures of images that INPUT holds no more")
 def segment(input: str, bundle: str | None, out: str | None, address: str | None, **flags: Any) -> None:
     """Segment every image of INPUT: masks, overlays and one Parquet row per image under OUT.
 
@@ -151,7 +142,7 @@ def segment(input: str, bundle: str | None, out: str | None, address: str | None
 @click.argument("input", metavar="INPUT")
 @model_option
 @add_segment_options
-@click.option("--price-per-hour", type=click.FloatRange(0), help="of the whole cluster, for an estimate of the cost")
+@click.option("--price-per-hour", type=FiniteRange(0), help="of the whole cluster, for an estimate of the cost")
 def plan(
     input: str, bundle: str | None, out: str | None, address: str | None, price_per_hour: float | None, **flags: Any
 ) -> None:

@@ -1,5 +1,6 @@
 """The options that several commands share."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,11 +22,21 @@ model_option = click.option(
 )
 
 
+class FiniteRange(click.FloatRange):
+    """A FloatRange that refuses nan and inf, which are in no range and above none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number that can be used", param, ctx)
+        return number
+
+
 actors_option = click.option(
     "--actors", type=click.IntRange(1), help="model actors; default one per GPU, without GPUs one per 8 CPUs"
 )
 gpus_per_actor_option = click.option(
-    "--gpus-per-actor", type=click.FloatRange(0), help="default 1 where the cluster has GPUs, else 0"
+    "--gpus-per-actor", type=FiniteRange(0), help="default 1 where the cluster has GPUs, else 0"
 )
 
 _SEGMENT_OPTIONS = (
@@ -36,7 +47,13 @@ _SEGMENT_OPTIONS = (
     click.option(
         "--write", default="parquet,png", show_default=True, help="where masks and overlays go: parquet, png or both"
     ),
-    click.option("--overlays", type=click.Choice(["png", "jpg", "none"]), default="png", show_default=True),
+    click.option(
+        "--overlays",
+        type=click.Choice(["png", "jpg", "none"]),
+        default="png",
+        show_default=True,
+        help="format of overlays; none makes none",
+    ),
     click.option(
         "--overlay-size",
         type=click.IntRange(0),
@@ -49,7 +66,7 @@ _SEGMENT_OPTIONS = (
     click.option("--scales", default="1", show_default=True, help="average over these scales, such as 0.75,1,1.25"),
     click.option(
         "--min-confidence",
-        type=click.FloatRange(0, 1, max_open=True),
+        type=FiniteRange(0, 1, max_open=True),
         default=0.0,
         show_default=True,
         help="a pixel below it becomes 255; 0 is off",
@@ -69,14 +86,26 @@ _SEGMENT_OPTIONS = (
     gpus_per_actor_option,
     click.option(
         "--max-megapixels",
-        type=click.FloatRange(0, min_open=True),
+        type=FiniteRange(0, min_open=True),
         default=250,
         show_default=True,
         help="larger images become a row `too_large`",
     ),
+    click.option(
+        "--max-failed-share",
+        type=FiniteRange(0, 1, min_open=True),
+        default=0.9,
+        show_default=True,
+        help="stop (exit 4) when more of the images fail, 200 or more being done; 1 is never",
+    ),
+    click.option(
+        "--no-sanity-check", "sanity_check", flag_value=False, default=True, help="do not stop over odd results"
+    ),
+    click.option("--overwrite", is_flag=True, help="begin OUT anew: remove what its rows name, then do everything"),
+    click.option("--prune", is_flag=True, help="drop rows and pictures of images that INPUT holds no more"),
     address_option,
 )  # fmt: skip
-"""What `segment` and `plan` share: whatever decides on the work and its price."""
+"""What `segment` and `plan` take: the same line can be given to both."""
 
 
 def add_segment_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,6 @@
 """The options of `segment`, checked where they come in. No Ray and no Keras, so that every stage can carry them."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,10 +41,22 @@ class SegmentOptions:
             raise UserError(f"--write is {','.join(self.write)!r}; allowed are parquet, png or parquet,png")
         if self.overlays not in OVERLAYS:
             raise UserError(f"--overlays is {self.overlays!r}; allowed are {', '.join(OVERLAYS)}")
+        self._check_numbers()
         if not 0 < self.max_failed_share <= 1:
             raise UserError(f"--max-failed-share is {self.max_failed_share:g}; a share above 0 up to 1 is allowed")
         if self.prune and self.listing != ListOptions():
             raise UserError("--prune would drop what --include, --exclude or --limit leave out; give it without them")
+
+    def _check_numbers(self) -> None:
+        for name, least in (("batch_size", 1), ("actors", 1), ("overlay_size", 0)):
+            value = getattr(self, name)
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (value is None and name == "actors") and not (is_whole and value >= least):
+                raise UserError(f"{_flag(name)} is {value!r}; a whole number of at least {least} is allowed")
+        if not 0 < self.max_megapixels < math.inf:
+            raise UserError(f"--max-megapixels is {self.max_megapixels:g}; a number above 0 is allowed")
+        if self.gpus_per_actor is not None and not 0 <= self.gpus_per_actor < math.inf:
+            raise UserError(f"--gpus-per-actor is {self.gpus_per_actor:g}; 0 or more is allowed")
 
     @classmethod
     def from_flags(cls, **flags: Any) -> "SegmentOptions":
@@ -78,6 +91,10 @@ class SegmentOptions:
             "score_map": inference.score_map,
             "min_region": inference.min_region,
         }
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _split_numbers(text: str) -> tuple[float, ...]:

@@ -23,6 +23,13 @@ def test_every_verb_has_help(verb: str, capfd: pytest.CaptureFixture[str]) -> No
     assert f"Usage: batchseg {verb}" in out
 
 
+@pytest.mark.parametrize("verb", ["segment", "plan"])
+def test_segment_and_plan_help_name_the_same_options(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capfd, verb, "--help")
+    for name in ("--overwrite", "--prune", "--max-failed-share", "--no-sanity-check", "--score-map", "--rle"):
+        assert f"{name} " in out
+
+
 def test_train_help_lists_every_knob_with_its_default(capfd: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capfd, "train", "--help")
     assert "--training.learning_rate" in out
@@ -55,6 +62,11 @@ def test_the_command_line_imports_neither_ray_nor_tensorflow() -> None:
         (["segment", "nowhere", "--model", "nobundle"], "nobundle does not exist, or holds no bundle.json"),
         (["segment", "nowhere"], "no bundle: give --model BUNDLE, set $BATCHSEG_MODEL, or train one under runs/"),
         (["segment", "nowhere", "--overlays", "gif"], "'gif' is not one of 'png', 'jpg', 'none'"),
+        (["segment", "nowhere", "--batch-size", "0"], "0 is not in the range x>=1"),
+        (["segment", "nowhere", "--max-megapixels", "nan"], "nan is no number that can be used"),
+        (["plan", "nowhere", "--max-failed-share", "nan"], "nan is no number that can be used"),
+        (["plan", "nowhere", "--gpus-per-actor", "inf"], "inf is no number that can be used"),
+        (["plan", "nowhere", "--min-confidence", "1"], "1.0 is not in the range 0<=x<1"),
         (["evaluate", "nowhere"], "no bundle"),
         (["dance"], "No such command 'dance'"),
     ],
