@@ -5,6 +5,7 @@ list -> compare with rows -> lease -> settle -> subtract -> stream (stream.py) -
 
 import json
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -228,7 +229,9 @@ def _stream(
         )
         try:
             _commit_all(rows, committer, job, lease, board, console)
-        except (KeyboardInterrupt, StoppedError, ray.exceptions.RayError):
+        except (KeyboardInterrupt, StoppedError, ray.exceptions.RayError) as error:
+            # Else whoever keeps the error keeps the model actors, too, and the next job waits for their CPUs.
+            traceback.clear_frames(error.__traceback__)
             # What is there is kept; where even that fails, the next run does it again.
             with suppress(UserError, StoppedError, OSError, ray.exceptions.RayError):
                 committer.finish()

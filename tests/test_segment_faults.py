@@ -198,7 +198,7 @@ def test_a_full_disk_stops_and_the_same_line_goes_on(bundle: Path, ray_session: 
         pytest.skip("this user may not mount a small disk")
     try:
         source = draw_images(tmp_path / "images", 100)
-        with pytest.raises(StoppedError, match="disk is full") as caught:
+        with pytest.raises(StoppedError, match="no space left") as caught:
             segment_images(str(source), str(bundle), str(disk / "out"), options=PLAIN)
         assert caught.value.exit_code == 4
         subprocess.run([*mount, "remount,size=64m", str(disk)], check=True)
