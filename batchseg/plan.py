@@ -15,7 +15,7 @@ from batchseg.images import decode_image
 from batchseg.lease import LeaseTimes
 from batchseg.options import SegmentOptions
 from batchseg.plan_sample import SampleCost, measure_sample
-from batchseg.segment import SegmentJob, open_job
+from batchseg.segment_job import SegmentJob, open_job
 from batchseg.stages import Decode
 from batchseg.stream import COMMIT_ROWS, COMMIT_SECONDS
 
