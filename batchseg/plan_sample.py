@@ -98,6 +98,7 @@ def measure_sample(
         fetched_bytes = sum(size or 0 for size in todo["bytes"].to_pylist())
         fetched = todo.filter(pa.array([kind is None for kind in kinds]))
         good, left_out = _leave_out_deadly(fit, fetched)
+        _warm_up(fit, good)
         with decoding:
             for _ in fit(good):
                 pass
@@ -165,6 +166,13 @@ def _leave_out_deadly(fit: FitStage, todo: pa.Table) -> tuple[pa.Table, tuple[st
     is_deadly = [kind == "crash" for kind in kinds]
     left_out = tuple(todo["image_id"].filter(pa.array(is_deadly, pa.bool_())).to_pylist())
     return todo.filter(pa.array([not deadly for deadly in is_deadly], pa.bool_())), left_out
+
+
+def _warm_up(fit: FitStage, todo: pa.Table) -> None:
+    """Decodes until one image is done: the first one loads the codecs."""
+    for row in range(len(todo)):
+        if any(table["error_kind"].null_count for table in fit(todo.slice(row, 1))):
+            return
 
 
 def _predict_all(predict: PredictStage, tables: Iterator[pa.Table], watch: _StopWatch) -> Iterator[pa.Table]:

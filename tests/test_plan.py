@@ -78,7 +78,7 @@ def test_a_plan_is_measured_and_writes_nothing(
     steps = [cost.fetch_seconds, cost.decode_seconds, cost.model_seconds, cost.render_seconds, cost.write_seconds]
     assert min(steps) > 0
     # The first call takes seconds, and the first image of this sample is a bad one.
-    assert cost.model_seconds < 0.1
+    assert cost.model_seconds < 0.3
     assert cost.input_bytes == pytest.approx(np.mean([path.stat().st_size for path in photos.iterdir()]))
     assert 5e7 < cost.stage_memory_bytes < cost.model_memory_bytes
     show_plan(Console(), plan, FULL, price_per_hour=3.0)
