@@ -1,6 +1,7 @@
 """Scores of a bundle on labelled data, through the very stream that `segment` uses."""
 
 import json
+import pickle
 from typing import Any
 
 import pyarrow as pa
@@ -75,7 +76,7 @@ def _list_samples(samples: list[Sample]) -> pa.Table:
         {
             "image_id": [sample.name for sample in samples],
             "uri": [sample.image for sample in samples],
-            "mask_uri": [sample.mask for sample in samples],
+            "sample": [pickle.dumps(sample) for sample in samples],
             "bytes": pa.nulls(len(samples), pa.int64()),
         }
     )

@@ -126,7 +126,7 @@ def decode_image(data: bytes, header: ImageHeader, reduction: int = 1) -> RgbArr
         raise ImageError("decode", f"{header.format} of {len(data)} bytes is damaged or cut off")
     # Decoded in our order where that is offered: a conversion holds a large image twice.
     image_rgb = decoded if reduction == 1 else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
-    image_rgb = _apply_orientation(image_rgb, header.orientation)
+    image_rgb = apply_orientation(image_rgb, header.orientation)
     expected_hw = tuple(-(-side // reduction) for side in header.size_hw)
     if image_rgb.shape[:2] != expected_hw:
         raise ImageError("decode", f"{header.format} decodes to {image_rgb.shape[:2]}, its header says {expected_hw}")
@@ -144,8 +144,11 @@ def _decode_with_pillow(data: bytes, header: ImageHeader) -> RgbArray:
         raise ImageError("decode", f"{header.format} cannot be decoded: {type(error).__name__}: {error}") from error
 
 
-def _apply_orientation(image: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """EXIF 2.32, tag 0x0112: 2-4 mirror or turn by 180 degrees, 5-8 swap the axes first."""
+def apply_orientation(image: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Stored pixels -> those that a person sees.
+
+    EXIF 2.32, tag 0x0112: 2-4 mirror or turn by 180 degrees, 5-8 swap the axes first.
+    """
     if orientation >= 5:
         image = cv2.transpose(image)
     flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
@@ -155,6 +158,7 @@ def _apply_orientation(image: npt.NDArray[Any], orientation: int) -> npt.NDArray
 def decode_mask(data: bytes, source: str) -> UintArray:
     """Mask file -> raw values: HxW (uint8 or uint16; palette indices are kept) or HxWx3 for an RGB-coded mask.
 
+    An EXIF orientation of the mask's own is applied; of an animation or several pages the first is read.
     Raises UserError naming `source` for a file that is no mask: unreadable, or JPEG, whose values are not exact.
     """
     try:
@@ -171,15 +175,17 @@ def decode_mask(data: bytes, source: str) -> UintArray:
                 raw = np.asarray(image)[..., 0]
             else:
                 raw = np.asarray(image)
+            # TIFF: Pillow has turned it.
+            orientation = 1 if image.format == "TIFF" else int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except (UserError, MemoryError):
         raise
     except Exception as error:  # as in probe_image
         raise UserError(f"mask {source} cannot be read: {type(error).__name__}: {error}") from error
     if raw.dtype == np.bool_:
-        return raw.astype(np.uint8)
+        raw = raw.astype(np.uint8)
     if not np.issubdtype(raw.dtype, np.integer) or raw.min(initial=0) < 0 or raw.max(initial=0) > 0xFFFF:
         raise UserError(f"mask {source} holds {raw.dtype} values; whole numbers from 0 to 65535 are allowed")
-    return raw.astype(np.uint16) if raw.dtype.itemsize > 2 else raw
+    return apply_orientation(raw.astype(np.uint16) if raw.dtype.itemsize > 2 else raw, orientation)
 
 
 def encode_mask(class_ids: MaskArray, palette: MaskArray) -> bytes:
