@@ -80,24 +80,23 @@ def _read_segmentation(given: Any, size_hw: tuple[int, int]) -> list[Part]:
 
 
 def _check_polygons(polygons: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> None:
-    height, width = size_hw
     try:
-        is_odd = any(len(polygon) % 2 for polygon in polygons)
+        if any(len(polygon) % 2 for polygon in polygons):
+            raise ValueError("has a polygon with an odd number of coordinates; x and y must alternate.")
         # One polygon that meets the image is enough; what sticks out is cut off.
-        is_inside = any(
-            len(polygon) >= 2
-            and min(polygon[::2]) < width
-            and max(polygon[::2]) >= 0
-            and min(polygon[1::2]) < height
-            and max(polygon[1::2]) >= 0
-            for polygon in polygons
-        )
+        is_inside = any(_meets(polygon, size_hw) for polygon in polygons if polygon)
     except TypeError:
         raise ValueError("has a segmentation that is no list of numbers.") from None
-    if is_odd:
-        raise ValueError("has a polygon with an odd number of coordinates; x and y must alternate.")
     if not is_inside:
-        raise ValueError(f"lies outside its image of {width}x{height} pixels. Delete it, or mend the size.")
+        raise ValueError(f"lies outside its image of {size_hw[1]}x{size_hw[0]} pixels. Delete it, or mend the size.")
+
+
+def _meets(polygon: Sequence[float], size_hw: tuple[int, int]) -> bool:
+    height, width = size_hw
+    if 0 <= polygon[0] < width and 0 <= polygon[1] < height:  # nearly always, and a hundred times as fast
+        return True
+    x, y = polygon[::2], polygon[1::2]
+    return min(x) < width and max(x) >= 0 and min(y) < height and max(y) >= 0
 
 
 def _read_code(given: Mapping[str, Any], size_hw: tuple[int, int]) -> bytes:

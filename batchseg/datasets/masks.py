@@ -73,13 +73,15 @@ class PanopticFile:
         codes = pack_colors(raw[..., ::-1])
         known = np.frombuffer(self.segment_ids, np.uint32)
         classes = np.frombuffer(self.class_ids, np.uint8)
-        # Few segments, many pixels: unique once, then look up the few.
-        found, where = np.unique(codes, return_inverse=True)
+        # Neighbours are mostly alike: only where a run of equal ids begins is one looked up.
+        flat = codes.ravel()
+        begins = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+        found = flat[begins]
         at = np.searchsorted(known, found)
         is_known = (at < len(known)) & (np.append(known, 0)[at] == found)
-        unlisted = found[~is_known & (found != 0)]
+        unlisted = np.unique(found[~is_known & (found != 0)])
         if len(unlisted):
             shown = ", ".join(map(str, unlisted[:_MAX_SHOWN].tolist()))
             raise UserError(f"mask {self.location} holds the segment id {shown}, which its JSON does not list")
         meaning = np.where(is_known, np.append(classes, IGNORE_ID)[at], IGNORE_ID).astype(np.uint8)
-        return meaning[where.reshape(codes.shape)]
+        return np.repeat(meaning, np.diff(np.append(begins, flat.size))).reshape(codes.shape)

@@ -7,7 +7,7 @@ from batchseg.classes import ClassTable, parse_classes
 from batchseg.datasets import voc
 from batchseg.datasets.categories import choose_categories
 from batchseg.datasets.coco import CocoReader
-from batchseg.datasets.coco_json import CocoJson, read_coco_json
+from batchseg.datasets.coco_json import CocoJson, pause_collector, read_coco_json
 from batchseg.datasets.finding_classes import find_classes
 from batchseg.datasets.lists import choose_by_list, read_pair_list
 from batchseg.datasets.page import DATASET_FILE, EXAMPLE, ClassEntry, DatasetPage, SplitEntry, read_page
@@ -60,7 +60,8 @@ class _Opening:
             "pairs": self._read_pairs, "instance_masks": self._read_pairs, "voc": self._read_voc,
             "coco": self._read_annotations, "panoptic": self._read_annotations,
         }[self._page.format]  # fmt: skip
-        splits, entries = read()
+        with pause_collector():
+            splits, entries = read()
         self._page = self._page.model_copy(update={"classes": entries})
         classes = self._make_table(entries)
         for name, entry in self._derived.items():
@@ -160,7 +161,7 @@ class _Opening:
         found = {split: self._require(split, entry, *keys) for split, entry in self._own.items()}
         jsons: dict[str, CocoJson] = {}
         for location in {given[0] for given in found.values()}:
-            jsons[location] = read_coco_json(storage.join(page.root, location))
+            jsons[location] = read_coco_json(storage.join(page.root, location), is_panoptic=is_panoptic)
         entries, categories = choose_categories(
             self._location, page.classes, list(jsons.values()), has_rest=not is_panoptic
         )

@@ -121,10 +121,7 @@ class DatasetPage(_Strict):
         if names and values["splits"] == names:
             values["splits"] = list(names)
         values = {"format": self.format, "root": self.root, **values}
-        text = ""
-        for key, value in values.items():
-            text += _write_key(key, value)
-        return text
+        return write_keys(values)
 
 
 def read_page(location: str) -> DatasetPage:
@@ -175,6 +172,11 @@ def _describe_split(entry: Any) -> str:
     if isinstance(entry, dict) and "from" in entry and set(entry) <= {"from", "fraction", "seed", "stratify", "group"}:
         return "`from` names a split, `fraction` is a share between 0 and 1, `seed` a whole number, `group` a pattern"
     return _SPLIT_HELP
+
+
+def write_keys(values: Mapping[str, Any]) -> str:
+    """Keys of a page as YAML: one line each, and for lists and mappings that hold others, a line for each entry."""
+    return "".join(_write_key(key, value) for key, value in values.items())
 
 
 def _write_key(key: str, value: Any) -> str:

@@ -51,7 +51,7 @@ class CocoShapes:
 
         Raises UserError naming the image for a run-length code that is damaged.
         """
-        mask = np.full(self.size_hw, self.rest, np.uint8)
+        mask = np.full(self.size_hw, self.rest, np.uint8, order="F")  # as pycocotools decodes
         try:
             runs = [(coco.area(run), class_id, run) for class_id, run in self._encode()]
             # Sorting is stable: of two equally large ones the later lies on top.
@@ -59,7 +59,7 @@ class CocoShapes:
                 mask[coco.decode(run).astype(bool)] = class_id
         except ValueError as error:
             raise UserError(f"mask {self} has a damaged run-length code: {error}") from None
-        return mask
+        return np.ascontiguousarray(mask)
 
     def _encode(self) -> Iterable[tuple[int, dict[str, Any]]]:
         """Class id and run-length code of each annotation."""
@@ -67,6 +67,7 @@ class CocoShapes:
         by_annotation: dict[int, list[dict[str, Any]]] = {}
         for owner, part in self._unpack():
             if isinstance(part, bytes):
+                _check_code(part, height * width)
                 run = {"size": [height, width], "counts": part}
             else:
                 run = coco.frPyObjects([part], height, width)[0]
@@ -84,6 +85,26 @@ class CocoShapes:
             else:
                 yield owner, self.codes[at_code : at_code - length]
                 at_code -= length
+
+
+def _check_code(code: bytes, size: int) -> None:
+    """Raises ValueError for counts that do not add up to `size`: pycocotools would leave the rest of the mask as memory
+    happens to be. The coding is that of maskApi.c: 5 bits a character, and differences to the count before the last.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in code:
+        bits = character - 48
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if bits & 0x20:
+            continue
+        if bits & 0x10:
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    if shift or min(counts, default=0) < 0 or sum(counts) != size:
+        raise ValueError(f"its counts do not add up to the {size} pixels of the image")
 
 
 def pack_shapes(
