@@ -205,7 +205,7 @@ def write_coco(root: Path, splits: Splits) -> Truth:
 def list_segmentations(scene: Scene) -> list[dict[str, Any]]:
     """A polygon, two polygons in one, a compressed and an uncompressed run-length code, and what lies under them."""
     found: list[dict[str, Any]] = []
-    for (class_id, x, y, width, height), category in zip(scene.boxes, (1, 3, 1, 8), strict=True):
+    for (_, x, y, width, height), category in zip(scene.boxes, (1, 3, 1, 8), strict=True):
         box = [x, y, x + width, y, x + width, y + height, x, y + height]
         inside = np.zeros(SIZE_HW, np.uint8)
         inside[y : y + height, x : x + width] = 1
