@@ -86,6 +86,13 @@ class _Opening:
                 self._own[name] = entry
 
     def _make_table(self, entries: Sequence[str | ClassEntry]) -> ClassTable:
+        if self._page.format not in ("coco", "panoptic"):
+            chosen = [entry.name for entry in entries if isinstance(entry, ClassEntry) and entry.categories is not None]
+            if chosen:
+                raise UserError(
+                    f"data {self._location}: class {chosen[0]!r} has `categories`, which format {self._page.format} "
+                    f"does not have; it has `values`"
+                )
         plain = [
             entry
             if isinstance(entry, str)
@@ -101,9 +108,9 @@ class _Opening:
 
     def _require(self, split: str, entry: str | SplitEntry, *keys: str) -> list[str]:
         """These keys of a split. Raises UserError naming one that is missing or that the format does not have."""
-        filled = self._page.entry(split) if isinstance(entry, SplitEntry) else None
+        filled = self._page.entry(split) if isinstance(entry, SplitEntry) else SplitEntry(list=entry)
         given = [getattr(filled, key) for key in keys]
-        unknown = [key for key in ("masks", "annotations") if getattr(filled, key, None) and key not in keys]
+        unknown = [key for key in ("masks", "annotations") if getattr(filled, key) and key not in keys]
         if None in given or unknown:
             raise UserError(
                 f"data {self._location}: split {split} is {_show(entry)}; format {self._page.format} needs "

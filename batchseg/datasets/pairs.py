@@ -25,6 +25,7 @@ class PairReader:
     ):
         self._root, self._excluded, self._options, self._log = root, excluded, options, log
         self._has_instances = has_instances
+        self._left_out: set[Key] = set()  # of excluded images
         self._listings: dict[str, list[storage.FileEntry]] = {}
 
     def pair(self, images: str, masks: str) -> list[Sample]:
@@ -38,6 +39,7 @@ class PairReader:
                 f"data {self._root}: images {images!r} and masks {masks!r} must have the same placeholders; "
                 f"they have {image_pattern.names} and {mask_pattern.names}"
             )
+        self._left_out.clear()
         masks_by_key = self._find(mask_pattern, (*MASK_SUFFIXES, *_LOSSY_SUFFIXES))
         taken = {entry.path for entries in masks_by_key.values() for entry in entries}
         if images == masks:
@@ -68,10 +70,12 @@ class PairReader:
         for entry in self._list(pattern.folder):
             is_known = is_image_name(entry.path) if suffixes is None else entry.path.lower().endswith(suffixes)
             # A file that both patterns describe is a mask (`{stem}.png` also describes `a_mask.png`).
-            if not is_known or entry.path in taken or (suffixes is None and entry.path in self._excluded):
+            if not is_known or entry.path in taken:
                 continue
             key = pattern.match(entry.path)
-            if key is not None:
+            if key is not None and suffixes is None and entry.path in self._excluded:
+                self._left_out.add(key)
+            elif key is not None:
                 found[key].append(entry)
         return found
 
@@ -124,7 +128,7 @@ class PairReader:
                 f"named like an image (first image: {self._shorten(lonely[0], images)}, expected {expected})"
             )
         for key, entries in by_mask.items():
-            if key not in by_image:
+            if key not in by_image and key not in self._left_out:
                 path = entries[0].path
                 self._log.report("mask_without_image", path, f"{path} is the mask of no image in {images}.")
         if not lonely or self._log.skips_unpaired:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from batchseg import storage
 from batchseg.errors import UserError
-from batchseg.listing.patterns import PathPattern
 
-_TOKEN = re.compile(r"\*\*/|\*\*|\*|\?|\{\w+\}")
+_TOKEN = re.compile(r"\*\*/|\*\*|\*|\?|\{[A-Za-z]\w*\}")
 _BRACE = re.compile(r"[{}]")
 
 Key = tuple[str, ...]
@@ -52,6 +51,13 @@ class FilePattern:
 
 
 def _compile(text: str, key: str) -> re.Pattern[str]:
+    regex = _translate(text)
+    if not regex.groups:
+        raise UserError(f"{key}: {text!r} has wildcards, but no {{stem}}: what do image and mask share?")
+    return regex
+
+
+def _translate(text: str) -> re.Pattern[str]:
     parts, at, seen = [], 0, set()
     for token in _TOKEN.finditer(text):
         parts.append(re.escape(text[at : token.start()]))
@@ -65,20 +71,16 @@ def _compile(text: str, key: str) -> re.Pattern[str]:
             seen.add(name)
             parts.append(f"(?P<{name}>[^/]+)")
     parts.append(re.escape(text[at:]))
-    if not seen:
-        raise UserError(f"{key}: {text!r} has wildcards, but no {{stem}}: what do image and mask share?")
-    try:
-        return re.compile("".join(parts))
-    except re.error as error:
-        raise UserError(f"{key}: {text!r} cannot be read: {error}") from None
+    return re.compile("".join(parts))
 
 
 class Excluded:
-    """The names and patterns under `exclude`, relative to the data set."""
+    """The names and patterns under `exclude`, relative to the data set. `folder/` is all that lies in it."""
 
-    def __init__(self, patterns: list[str]):
-        self._names = frozenset(patterns)
-        self._patterns = [PathPattern.parse(text, anchored=True) for text in patterns if re.search(r"[*?\[]|/$", text)]
+    def __init__(self, given: list[str]):
+        self._names = frozenset(given)
+        patterns = [f"{text}**" if text.endswith("/") else text for text in given]
+        self._patterns = [_translate(text) for text in patterns if "*" in text or "?" in text]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._names or any(pattern.matches(name) for pattern in self._patterns)
+        return name in self._names or any(pattern.fullmatch(name) for pattern in self._patterns)

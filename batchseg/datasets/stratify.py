@@ -13,6 +13,7 @@ from batchseg.errors import UserError
 _THREADS = 8
 
 BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
 
 
 def find_presence(samples: Sequence[Sample], classes: ClassTable) -> BoolArray:
@@ -40,24 +41,23 @@ def choose_units(
 
     sizes: images of each unit (1, or those of a group). presence: int UxC, images of the unit that hold the class.
     Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011): the class with the fewest images left first, each
-    of its units to the side that lacks it most; ties by lacking images, then by chance. At least one unit goes to each
-    side.
+    of its units to the side that lacks it most; ties by lacking images, then by chance. Beyond it: of the units of a
+    class the last goes to a side that has none yet, and no side stays empty.
     """
     order = np.random.default_rng(seed).permutation(len(sizes))
     sizes, presence = sizes[order], presence[order].astype(np.float64)
     share = np.array([1 - fraction, fraction])
-    lacking = share * sizes.sum()
-    # A class of at least two images is wanted in both sides.
-    totals = presence.sum(axis=0)
-    wanted = share[:, None] * totals
-    wanted[1] = np.where(totals >= 2, np.maximum(wanted[1], 1), wanted[1])
+    lacking, left = share * sizes.sum(), presence.sum(axis=0)
+    wanted, held = share[:, None] * left, np.zeros((2, presence.shape[1]))
     side = np.full(len(sizes), -1)
-    left = totals.copy()
     while (left > 0).any():
         rarest = int(np.argmin(np.where(left > 0, left, np.inf)))
-        for unit in np.flatnonzero((side < 0) & (presence[:, rarest] > 0)):
-            side[unit] = _pick_side(wanted[:, rarest], lacking)
+        units = np.flatnonzero((side < 0) & (presence[:, rarest] > 0))
+        for unit in units:
+            is_last = unit == units[-1]
+            side[unit] = _pick_side(wanted[:, rarest], lacking, held[:, rarest], is_last)
             wanted[side[unit]] -= presence[unit]
+            held[side[unit]] += presence[unit]
             lacking[side[unit]] -= sizes[unit]
             left -= presence[unit]
         left[rarest] = 0
@@ -70,7 +70,10 @@ def choose_units(
     return chosen
 
 
-def _pick_side(wanted: npt.NDArray[np.float64], lacking: npt.NDArray[np.float64]) -> int:
+def _pick_side(wanted: FloatArray, lacking: FloatArray, held: FloatArray, is_last: bool) -> int:
+    """All but is_last: two numbers, one for each side."""
+    if is_last and (held > 0).sum() == 1:
+        return int(held[1] == 0)
     if wanted[0] != wanted[1]:
         return int(wanted[1] > wanted[0])
     return int(lacking[1] > lacking[0])
