@@ -25,10 +25,12 @@ def count_values(raw: UintArray) -> tuple[Values, Values]:
         return _count_noisy(raw)
     ends = np.append(ends, flat.size - 1)
     lengths = np.diff(ends, prepend=-1)
-    values, inverse = np.unique(flat[ends], return_inverse=True)
-    pixels = np.zeros(len(values), np.int64)
-    np.add.at(pixels, inverse, lengths)
-    return values.astype(np.int64), pixels
+    if raw.ndim == 3:
+        codes, inverse = np.unique(flat[ends], return_inverse=True)
+        return codes.astype(np.int64), np.bincount(inverse, weights=lengths).astype(np.int64)
+    counts = np.bincount(flat[ends], weights=lengths)
+    values = np.flatnonzero(counts)
+    return values, counts[values].astype(np.int64)
 
 
 def _count_noisy(raw: UintArray) -> tuple[Values, Values]:

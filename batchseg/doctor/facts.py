@@ -69,8 +69,8 @@ class Tally:
 class SampleFacts:
     """Of N samples in a row, as arrays. All but `thumbs` are 0 where unknown.
 
-    troubles: uint32. size_hw: int32 Nx2, of the image as seen. mask_hw: of the mask. thumbs: uint8 Nx8x9. digests: of
-    the bytes of the image. brightness: mean grey, 0-255. present: packed bits, class by class.
+    troubles: uint32. size_hw: int32 Nx2, of the image as seen. mask_hw: of the mask. thumbs: uint8 Nx8x9. digests: the
+    same for equal files. brightness: mean grey, 0-255. present: packed bits, class by class.
     """
 
     troubles: npt.NDArray[np.uint32]

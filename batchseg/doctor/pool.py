@@ -1,5 +1,6 @@
 """Runs the look over chunks of samples on all cores, in bounded memory, and outlives a file that kills its decoder."""
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -121,13 +122,14 @@ class ChunkPool(Generic[Chunk, Result]):
             return ThreadPoolExecutor(_REMOTE_THREADS)
         cv2.setNumThreads(1)  # as in isolation.py: OpenCV's own threads do not survive a fork
         executor = ProcessPoolExecutor(
-            self._workers, mp_context=multiprocessing.get_context("fork"), initializer=_ignore_interrupts
+            self._workers, mp_context=multiprocessing.get_context("fork"), initializer=_stay_quiet
         )
         # Forks all of them now, before a live line has a thread whose locks a child would inherit.
         executor.submit(os.getpid).result()
         return executor
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of the terminal; the parent alone says so."""
+def _stay_quiet() -> None:
+    """Ctrl-C reaches every process of the terminal, and the parent alone says so; it also tells of a death."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.disable()
