@@ -51,7 +51,7 @@ def find_file_troubles(facts: DatasetFacts) -> Iterator[Finding]:
     yield from report_samples(
         facts, Trouble.MAYBE_NOT_TURNED, "remark",
         "masks whose image is turned by EXIF to the same size: were they drawn before or after?",
-        "Look at the contact sheet. If they were drawn on the stored pixels, say so.",
+        "Look at the first rows of the contact sheet. If they were drawn on the stored pixels, say so.",
         lines={"mask_orientation": "image"},
     )  # fmt: skip
     yield from report_samples(

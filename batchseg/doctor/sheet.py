@@ -6,10 +6,11 @@ import numpy.typing as npt
 from batchseg import images, render, storage
 from batchseg.classes import MaskArray
 from batchseg.datasets.sample import Sample, load_mask
-from batchseg.doctor.facts import DatasetFacts
+from batchseg.doctor.facts import DatasetFacts, Trouble
 from batchseg.errors import ImageError, UserError
 
 _ROWS = 10
+_DOUBTFUL_ROWS = 2
 _CANDIDATES = 5000
 _SHOWN_CLASSES = 4
 
@@ -17,13 +18,12 @@ _SHOWN_CLASSES = 4
 def draw_samples(facts: DatasetFacts) -> images.RgbArray | None:
     """RGB uint8, or None when no sample is good. Reads the chosen files again."""
     splits = [split for split in facts.splits if len(facts.find_good(split))]
-    chosen = [
-        int(index)
-        for split in splits
-        for index in choose_samples(facts, facts.find_good(split), max(1, _ROWS // max(1, len(splits))))
-    ]
+    # A finding sends its reader here to look at these.
+    chosen = [index for index, _ in facts.notes.get(Trouble.MAYBE_NOT_TURNED, [])[:_DOUBTFUL_ROWS]]
+    for split in splits:
+        chosen += choose_samples(facts, facts.find_good(split), max(1, _ROWS // len(splits)))
     rows, captions = [], []
-    for index in chosen:
+    for index in dict.fromkeys(chosen):
         sample = facts.sample(index)
         try:
             picture, ids = _read_pair(sample, facts)
