@@ -161,7 +161,11 @@ class _Look:
         unknown = [value for value, class_id in zip(values.tolist(), ids, strict=True) if class_id < 0]
         if unknown:
             self._note(Trouble.UNKNOWN_VALUE, self.looker.classes.describe_unknown(unknown).partition(". ")[0])
-        elif values.tolist() in ([0, IGNORE_ID], [IGNORE_ID]) and lookup[IGNORE_ID] == IGNORE_ID:
+        elif (
+            values.tolist() in ([0, IGNORE_ID], [IGNORE_ID])
+            and lookup[IGNORE_ID] == IGNORE_ID
+            and isinstance(self.sample.mask, str)
+        ):
             self._note(Trouble.ONLY_0_AND_255, "holds " + " and ".join(map(str, values.tolist())))
         return ids
 

@@ -30,7 +30,8 @@ def _find_unknown_values(facts: DatasetFacts) -> Iterator[Finding]:
         yield from report_samples(
             facts, Trouble.UNKNOWN_VALUE, "error",
             f"masks off by one: no class has {_list_values(unknown)}, and all values fit when taken as one too {word}",
-            "Count the classes from where the masks do.", kind="off_by_one", lines=_shift_classes(facts, shift),
+            "Count the classes from where the masks do; or put under `ignore` what means nothing.", kind="off_by_one",
+            lines=_shift_classes(facts, shift),
         )  # fmt: skip
         return
     share = sum(facts.values.pixels[value] for value in unknown) / max(1, facts.values.pixels.total())
