@@ -41,6 +41,7 @@ def evaluate_dataset(
     card = read_card(cluster.resolve_bundle(bundle))
     check_weights(card)
     dataset = open_dataset(location)
+    console.say(f"data {dataset.location}: format {dataset.format} ({dataset.reason})")
     split = split or ("test" if "test" in dataset.splits else "val")
     samples = dataset.samples(split)
     _check_classes(dataset, card.classes, bundle)

@@ -61,6 +61,7 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
     if data == DRAWN_DATA:
         data = str(draw_dataset(_local_folder(storage.join(config.out, "data"))))
     dataset = open_dataset(data)
+    console.say(f"data {dataset.location}: format {dataset.format} ({dataset.reason})")
     check_same_data(config.out, dataset)
     facts = check_data(dataset, config, console)
     with cluster.connect(address):

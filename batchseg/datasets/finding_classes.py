@@ -30,7 +30,10 @@ def find_classes(root: str, samples: Sequence[Sample]) -> tuple[list[ClassEntry]
     values: set[int] = set()
     colors: set[int] = set()
     for sample in chosen:
-        raw = read_raw_mask(sample)
+        try:
+            raw = read_raw_mask(sample)
+        except UserError:
+            continue  # said by the check of the data, which reads it again
         if raw.ndim == 3:
             colors.update(np.unique(pack_colors(raw)).tolist())
         else:

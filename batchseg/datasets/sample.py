@@ -69,6 +69,8 @@ class Dataset:
                 digest.update(f"{split}\0{sample.name}\0".encode())
                 if sample.options != _DEFAULT_OPTIONS:
                     digest.update(repr(sample.options).encode())
+                if isinstance(sample.mask, PanopticFile):
+                    digest.update(sample.mask.segment_ids + sample.mask.class_ids)
                 if isinstance(sample.mask, CocoShapes):
                     digest.update(sample.mask.class_ids + sample.mask.parts + sample.mask.numbers + sample.mask.codes)
         return digest.hexdigest()

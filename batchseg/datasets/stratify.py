@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from batchseg.classes import IGNORE_ID, ClassTable
+from batchseg.datasets.masks import PanopticFile
 from batchseg.datasets.sample import Sample, read_raw_mask
+from batchseg.datasets.shapes import CocoShapes
 from batchseg.errors import UserError
 
 _THREADS = 8
@@ -17,7 +19,9 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def find_presence(samples: Sequence[Sample], classes: ClassTable) -> BoolArray:
-    """bool NxC: which classes each mask holds. Reads every mask; one that cannot be used holds none."""
+    """bool NxC: which classes each mask holds. Reads every mask file; one that cannot be used holds none. Of COCO's
+    annotations it asks what is annotated, not what is seen.
+    """
     present = np.zeros((len(samples), len(classes)), np.bool_)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="presence") as pool:
         for index, found in enumerate(pool.map(lambda sample: _list_classes(sample, classes), samples)):
@@ -26,6 +30,10 @@ def find_presence(samples: Sequence[Sample], classes: ClassTable) -> BoolArray:
 
 
 def _list_classes(sample: Sample, classes: ClassTable) -> list[int]:
+    if isinstance(sample.mask, CocoShapes):
+        return sorted({*sample.mask.class_ids, sample.mask.rest} - {IGNORE_ID})
+    if isinstance(sample.mask, PanopticFile):
+        return sorted({*sample.mask.class_ids} - {IGNORE_ID})
     try:
         ids = classes.to_class_ids(read_raw_mask(sample), str(sample.mask))
     except UserError:

@@ -105,6 +105,12 @@ def test_classes_by_value(tmp_path: Path) -> None:
     assert list_pixels(rgb) == count_truth(SPLITS["train"] + SPLITS["val"])[::-1]
 
 
+def test_a_damaged_mask_does_not_hide_the_classes(tmp_path: Path) -> None:
+    write_pairs(tmp_path, SPLITS)
+    (tmp_path / "train" / "masks" / f"{SPLITS['train'][0].name}.png").write_bytes(b"no mask")
+    assert len(open_dataset(str(tmp_path)).classes) == 3
+
+
 def test_photos_are_no_masks(tmp_path: Path) -> None:
     for scene in SPLITS["train"]:
         save(tmp_path / "images" / f"{scene.name}.png", scene.image_rgb)
