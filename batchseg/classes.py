@@ -15,6 +15,8 @@ IGNORE_ID = 255
 
 MAX_CLASSES = 255
 
+_WHITE = 0xFFFFFF
+
 # The 20 distinct colours of Sasha Trubetskoy's list, least alike first, without white and black.
 _DISTINCT_COLORS = [
     "#4363d8", "#e6194b", "#3cb44b", "#ffe119", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45", "#fabed4",
@@ -27,11 +29,14 @@ MaskArray = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One class. `values` are the raw mask values that mean it; `color` is what it is drawn in."""
+    """One class. `color` is what it is drawn in. `values` are the raw mask values that mean it; in masks coded in RGB
+    `raw_colors` are, where given, else `color`.
+    """
 
     name: str
     color: str
     values: tuple[int, ...]
+    raw_colors: tuple[str, ...] = ()
 
     @property
     def color_rgb(self) -> tuple[int, int, int]:
@@ -40,11 +45,16 @@ class ClassInfo:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Classes in id order, and the raw values that are ignored (255 always is)."""
+    """Classes in id order, and the raw values and colours that are ignored. 255 is one of them unless a class has it.
+
+    lookup: raw value -> class id, with 255 for what is ignored. color_lookup: the same by colour 0xRRGGBB.
+    """
 
     classes: tuple[ClassInfo, ...]
     ignore: tuple[int, ...] = ()
-    _lookup: dict[int, int] = field(init=False, repr=False, compare=False)
+    ignore_colors: tuple[str, ...] = ()
+    lookup: dict[int, int] = field(init=False, repr=False, compare=False)
+    color_lookup: dict[int, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.classes) <= MAX_CLASSES:
@@ -57,16 +67,24 @@ class ClassTable:
         wrong = [value for value in numbers if not 0 <= value <= 0xFFFF]
         if wrong:
             raise UserError(f"classes: the raw value {wrong[0]} is given; whole numbers from 0 to 65535 are allowed")
-        if any(IGNORE_ID in info.values for info in self.classes):
-            raise UserError(
-                "classes: value 255 always means ignored and can belong to no class. "
-                "Masks of 0 and 255 must be rewritten to 0 and 1."
-            )
         lookup = {value: class_id for class_id, info in enumerate(self.classes) for value in info.values}
         if len(lookup) != sum(len(info.values) for info in self.classes):
             raise UserError("classes: one raw value belongs to two classes; each may stand under one class only")
-        lookup.update(dict.fromkeys((*self.ignore, IGNORE_ID), IGNORE_ID))
-        object.__setattr__(self, "_lookup", lookup)
+        lookup.setdefault(IGNORE_ID, IGNORE_ID)
+        lookup.update(dict.fromkeys(self.ignore, IGNORE_ID))
+        object.__setattr__(self, "lookup", lookup)
+        object.__setattr__(self, "color_lookup", self._make_color_lookup())
+
+    def _make_color_lookup(self) -> dict[int, int]:
+        """White is ignored unless a class has it. A colour of two classes is -1: it can mean neither."""
+        lookup = {_WHITE: IGNORE_ID}
+        taken: set[int] = set()
+        for class_id, info in enumerate(self.classes):
+            for code in {int(color[1:], 16) for color in info.raw_colors or (info.color,)}:
+                lookup[code] = -1 if code in taken else class_id
+                taken.add(code)
+        lookup.update({int(color[1:], 16): IGNORE_ID for color in self.ignore_colors})
+        return lookup
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -93,56 +111,68 @@ class ClassTable:
             return self._from_colors(raw, source)
         size = max(256, int(raw.max(initial=0)) + 1)
         table = np.full(size, -1, np.int16)
-        for value, class_id in self._lookup.items():
+        for value, class_id in self.lookup.items():
             if value < size:
                 table[value] = class_id
         ids = table[raw]
         if ids.min(initial=0) < 0:
-            raise UserError(self._describe_unknown(np.unique(raw[ids < 0]).tolist(), source))
+            raise UserError(f"mask {source} {self.describe_unknown(np.unique(raw[ids < 0]).tolist())}")
         return ids.astype(np.uint8)
 
     def _from_colors(self, raw: UintArray, source: str) -> MaskArray:
-        codes = (raw.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(axis=2)
-        colors_by_class = [info.color for info in self.classes]
-        if len(set(colors_by_class)) < len(self):
+        codes = pack_colors(raw)
+        if -1 in self.color_lookup.values():
             raise UserError(f"mask {source} is an RGB picture, but two classes have the same color: which is meant?")
-        ids = np.where(codes == 0xFFFFFF, IGNORE_ID, -1).astype(np.int16)
-        for class_id, color in enumerate(colors_by_class):
-            ids[codes == int(color[1:], 16)] = class_id
+        ids = np.full(codes.shape, -1, np.int16)
+        for code, class_id in self.color_lookup.items():
+            ids[codes == code] = class_id
         if ids.min(initial=0) < 0:
-            colors = ", ".join(f"#{code:06x}" for code in np.unique(codes[ids < 0])[:5].tolist())
-            raise UserError(
-                f"mask {source} is an RGB picture and holds {colors}, which is no color of the class table "
-                f"(white is ignored unless a class has it). Give each class its color, or store masks as class ids."
-            )
+            raise UserError(f"mask {source} {self.describe_unknown_colors(np.unique(codes[ids < 0]).tolist())}")
         return ids.astype(np.uint8)
 
-    def _describe_unknown(self, values: list[int], source: str) -> str:
+    @property
+    def ignored_values(self) -> list[int]:
+        """Raw values that count nowhere, sorted."""
+        return sorted(value for value, class_id in self.lookup.items() if class_id == IGNORE_ID)
+
+    def describe_unknown(self, values: list[int]) -> str:
+        """What to say of a mask that holds raw values which are not in the table; begins with `holds`."""
         shown = ", ".join(map(str, values[:8])) + (" …" if len(values) > 8 else "")
-        ignored = sorted({*self.ignore, IGNORE_ID})
+        ignored = self.ignored_values
+        known = _as_ranges(value for value in self.lookup if value not in ignored)
         return (
-            f"mask {source} holds class id {shown}, but the class table has {len(self)} classes "
-            f"({_as_ranges(v for v in self._lookup if v not in ignored)}) and ignores {', '.join(map(str, ignored))}. "
+            f"holds class id {shown}, but the class table has {len(self)} classes ({known}) and ignores "
+            f"{', '.join(map(str, ignored)) or 'nothing'}. "
             f"Add the class, map the value to one with `values`, or put it under `ignore`."
+        )
+
+    def describe_unknown_colors(self, codes: list[int]) -> str:
+        """What to say of an RGB-coded mask that holds colours 0xRRGGBB which are not in the table."""
+        shown = ", ".join(f"#{code:06x}" for code in codes[:5]) + (" …" if len(codes) > 5 else "")
+        return (
+            f"is an RGB picture and holds {shown}, which is no color of the class table "
+            f"(white is ignored unless a class has it). Give each class its color, put the color under `ignore`, "
+            f"or store masks as class ids."
         )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for bundle.json and classes.json."""
-        return {
-            "classes": [
-                {"id": i, "name": c.name, "color": c.color, "values": list(c.values)}
-                for i, c in enumerate(self.classes)
-            ],
-            "ignore": sorted({*self.ignore, IGNORE_ID}),
-        }
+        entries = []
+        for class_id, info in enumerate(self.classes):
+            values = [*info.values, *info.raw_colors]
+            entries.append({"id": class_id, "name": info.name, "color": info.color, "values": values})
+        return {"classes": entries, "ignore": [*self.ignored_values, *self.ignore_colors]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ClassTable":
         return parse_classes(data["classes"], data["ignore"])
 
 
-def parse_classes(entries: Sequence[str | Mapping[str, Any]], ignore: Iterable[int] = ()) -> ClassTable:
-    """A table from names in id order, or mappings with `name` and, if wanted, `color` and `values`."""
+def parse_classes(entries: Sequence[str | Mapping[str, Any]], ignore: Iterable[int | str] = ()) -> ClassTable:
+    """A table from names in id order, or mappings with `name` and, if wanted, `color` and `values`.
+
+    `values` and `ignore` hold whole numbers and, for masks coded in RGB, colours as `#rrggbb`.
+    """
     if not isinstance(entries, (list, tuple)):
         raise UserError(f"classes: {entries!r} is given; a list of names in id order is allowed")
     classes = []
@@ -151,11 +181,32 @@ def parse_classes(entries: Sequence[str | Mapping[str, Any]], ignore: Iterable[i
         unknown = set(given) - {"name", "color", "values", "id"}
         if unknown or "name" not in given:
             raise UserError(f"classes: entry {class_id} is {dict(given)!r}; allowed are name, color, values")
-        color = str(given.get("color") or default_color(class_id))
+        values, raw_colors = _split_values(given.get("values", [class_id]))
+        # Drawn as its masks draw it, where they have colours.
+        color = str(given.get("color") or next(iter(raw_colors), default_color(class_id)))
         parse_color(color)
-        values = tuple(int(value) for value in given.get("values", [class_id]))
-        classes.append(ClassInfo(str(given["name"]), color.lower(), values))
-    return ClassTable(tuple(classes), tuple(sorted({int(value) for value in ignore})))
+        classes.append(ClassInfo(str(given["name"]), color.lower(), values, raw_colors))
+    ignored, ignored_colors = _split_values(ignore)
+    return ClassTable(tuple(classes), tuple(sorted(set(ignored))), tuple(sorted(set(ignored_colors))))
+
+
+def _split_values(given: Iterable[int | str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Raw values, and raw colours."""
+    values, colors = [], []
+    for value in given:
+        if isinstance(value, str) and value.startswith("#"):
+            parse_color(value)
+            colors.append(value.lower())
+        else:
+            values.append(int(value))
+    return tuple(values), tuple(colors)
+
+
+def pack_colors(rgb: UintArray) -> npt.NDArray[np.uint32]:
+    """HxWx3 -> HxW codes 0xRRGGBB."""
+    red, green, blue = (rgb[..., channel].astype(np.uint32) for channel in range(3))
+    codes: npt.NDArray[np.uint32] = (red << np.uint32(16)) | (green << np.uint32(8)) | blue
+    return codes
 
 
 def parse_color(color: str) -> tuple[int, int, int]:

@@ -48,13 +48,24 @@ def demo(out: str, address: str | None) -> None:
 
 @cli.command()
 @click.argument("data")
-def check(data: str) -> None:
-    """Look at every image and mask of DATA (a folder or a dataset.yaml) and name what will not do."""
-    from batchseg.doctor import check_dataset, show_diagnosis
+@click.option("--out", metavar="DIR", help="folder for check.json and contact_sheet.png; default runs/<name>-check")
+@click.option("--fix-draft", metavar="FILE", help="write the dataset.yaml that mends what can be mended there")
+def check(data: str, out: str | None, fix_draft: str | None) -> None:
+    """Look at every image and mask of DATA (a folder or a dataset.yaml): a table of classes, then what will not do,
+    the worst first, with files and the fix.
+
+    Exit code 0: only warnings and remarks; 2: errors.
+    """
+    from batchseg.doctor import check_dataset, name_report, show_diagnosis, write_draft, write_report
+    from batchseg.outputs import resolve_output
 
     console = Console()
     dataset, diagnosis = check_dataset(data, console)
     show_diagnosis(console, dataset, diagnosis)
+    out = resolve_output(out or f"runs/{name_report(dataset)}-check")
+    console.say("written: " + ", ".join(write_report(out, dataset, diagnosis)))
+    if fix_draft:
+        console.say(f"draft: {write_draft(resolve_output(fix_draft), dataset, diagnosis)}")
     if diagnosis.errors:
         sys.exit(errors.EXIT_USAGE)
 

@@ -22,31 +22,17 @@ import batchseg
 from batchseg import storage
 from batchseg.config import ClusterConfig
 from batchseg.errors import StoppedError, UserError, describe_no_space
+from batchseg.outputs import JOB_VARIABLE
+from batchseg.outputs import is_submitted_job as is_submitted_job
+from batchseg.outputs import resolve_output as resolve_output
 from batchseg.runtime import QUIET_ENVIRONMENT, silence_stderr
 
 _CONNECT_TIMEOUT_S = 10.0
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _WORKER_ENVIRONMENT = {
     **QUIET_ENVIRONMENT,
     # Ray hides the GPUs of tasks that ask for none only when told to; a CPU stage must not take GPU memory.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
-
-
-def is_submitted_job() -> bool:
-    """True inside `ray job submit`."""
-    return _JOB_VARIABLE in os.environ
-
-
-def resolve_output(location: str) -> str:
-    """The absolute place of an output. In a submitted job relative ones lie under $BATCHSEG_HOME (~/batchseg).
-
-    The working directory of such a job is a copy that is thrown away.
-    """
-    if is_submitted_job() and not storage.is_remote(location) and not os.path.isabs(os.path.expanduser(location)):
-        home = os.environ.get("BATCHSEG_HOME") or "~/batchseg"
-        return storage.to_absolute(os.path.join(os.path.expanduser(home), location))
-    return storage.to_absolute(location)
 
 
 def resolve_bundle(location: str) -> str:
@@ -124,7 +110,7 @@ def _set_environment() -> None:
 
 def _worker_environment(*, is_local: bool) -> dict[str, Any]:
     # Ray refuses to merge a variable that the submitted job sets as well; the job's own word counts.
-    job = json.loads(os.environ.get(_JOB_VARIABLE) or "{}")
+    job = json.loads(os.environ.get(JOB_VARIABLE) or "{}")
     given = (job.get("runtime_env") or {}).get("env_vars") or {}
     variables = {name: value for name, value in _WORKER_ENVIRONMENT.items() if name not in given}
     environment: dict[str, Any] = {"env_vars": variables}

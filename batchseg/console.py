@@ -153,9 +153,9 @@ class CountProgress:
     def console(self) -> Console:
         return self._console
 
-    def count(self, show: Callable[[str], None]) -> None:
-        """One more is done, in this process."""
-        self._counted += 1
+    def count(self, show: Callable[[str], None], number: int = 1) -> None:
+        """So many more are done, in this process."""
+        self._counted += number
         self.update({"ok": self._counted}, show)
 
     def update(self, state: dict[str, Any], show: Callable[[str], None]) -> None:

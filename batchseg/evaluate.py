@@ -1,6 +1,7 @@
 """Scores of a bundle on labelled data, through the very stream that `segment` uses."""
 
 import json
+import pickle
 from typing import Any
 
 import pyarrow as pa
@@ -40,6 +41,7 @@ def evaluate_dataset(
     card = read_card(cluster.resolve_bundle(bundle))
     check_weights(card)
     dataset = open_dataset(location)
+    console.say(f"data {dataset.location}: format {dataset.format} ({dataset.reason})")
     split = split or ("test" if "test" in dataset.splits else "val")
     samples = dataset.samples(split)
     _check_classes(dataset, card.classes, bundle)
@@ -75,7 +77,7 @@ def _list_samples(samples: list[Sample]) -> pa.Table:
         {
             "image_id": [sample.name for sample in samples],
             "uri": [sample.image for sample in samples],
-            "mask_uri": [sample.mask for sample in samples],
+            "sample": [pickle.dumps(sample) for sample in samples],
             "bytes": pa.nulls(len(samples), pa.int64()),
         }
     )

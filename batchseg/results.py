@@ -1,5 +1,6 @@
 """The last stage that an image passes: in segment its mask, overlay and row are written, in evaluate it is scored."""
 
+import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ class ScoreStage:
         if item["error_kind"] is not None:
             return f"image {item['uri']} cannot be used: {item['error']}"
         size_hw = (item["height"], item["width"])
-        sample = Sample(item["image_id"], item["uri"], item["mask_uri"])
+        sample: Sample = pickle.loads(item["sample"])
         plan = geo.make_plan(size_hw, self.geometry)
         try:
             truth = load_mask(sample, self.classes, size_hw)

@@ -20,6 +20,7 @@ from batchseg.console import Console, TrainProgress, watch_board
 from batchseg.datasets import Dataset, open_dataset
 from batchseg.datasets.drawn import TRAIN_IMAGES, draw_dataset
 from batchseg.datasets.sample import load_sample
+from batchseg.datasets.splitting import SPLITS_FOLDER, write_splits
 from batchseg.errors import UserError
 from batchseg.runtime import load_tensorflow
 from batchseg.train_folder import (
@@ -60,6 +61,7 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
     if data == DRAWN_DATA:
         data = str(draw_dataset(_local_folder(storage.join(config.out, "data"))))
     dataset = open_dataset(data)
+    console.say(f"data {dataset.location}: format {dataset.format} ({dataset.reason})")
     check_same_data(config.out, dataset)
     facts = check_data(dataset, config, console)
     with cluster.connect(address):
@@ -71,6 +73,7 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
         storage.delete_file(storage.join(config.out, SCORES_FILE))
         page = f"{RESOLVED_HEADER}{dataset.fingerprint()}\n{config.to_yaml()}"
         storage.write_atomic(storage.join(config.out, CONFIG_FILE), page)
+        write_splits(dataset, storage.join(config.out, SPLITS_FOLDER))
         board = cluster.start_board()
         task = make_task(config, weights, dataset, facts, plan.threads, board)
         console.say(

@@ -148,3 +148,32 @@ def test_json_round_trip() -> None:
     assert again.to_json() == table.to_json()
     raw = np.array([[3, 4, 1, 9, 255]], np.uint8)
     assert np.array_equal(again.to_class_ids(raw, "m"), table.to_class_ids(raw, "m"))
+
+
+def test_255_is_ignored_unless_a_class_has_it() -> None:
+    table = parse_classes(["a", {"name": "b", "values": [255]}], [7])
+    assert table.ignored_values == [7]
+    assert table.to_class_ids(np.array([[0, 255, 7]], np.uint8), "m").tolist() == [[0, 1, 255]]
+    assert ClassTable.from_json(json.loads(json.dumps(table.to_json()))).lookup == table.lookup
+    with pytest.raises(
+        UserError, match=r"holds class id 1, but the class table has 2 classes \(0, 255\) and ignores 7\."
+    ):
+        table.to_class_ids(np.array([[1]], np.uint8), "m")
+
+
+def test_several_raw_colours_of_one_class() -> None:
+    table = parse_classes(
+        [{"name": "a", "color": "#0000ff", "values": ["#FF0000", "#00ff00"]}, {"name": "b", "color": "#0000ff"}],
+        ["#000000"],
+    )
+    raw = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0], [255, 255, 255]]], np.uint8)
+    assert table.to_class_ids(raw, "m").tolist() == [[0, 0, 1, 255, 255]]
+    assert table.classes[0].color == "#0000ff"
+    assert table.color_lookup == {0xFF0000: 0, 0x00FF00: 0, 0x0000FF: 1, 0: 255, 0xFFFFFF: 255}
+    again = ClassTable.from_json(json.loads(json.dumps(table.to_json())))
+    assert again.to_json() == table.to_json()
+    assert again.to_class_ids(raw, "m").tolist() == [[0, 0, 1, 255, 255]]
+    unnamed = parse_classes([{"name": "a", "values": ["#FF0000"]}, "b"])
+    assert unnamed.classes[0].color == "#ff0000", "drawn as its masks draw it"
+    with pytest.raises(UserError, match=r"color '#12' is not of the form #rrggbb"):
+        parse_classes([{"name": "a", "values": ["#12"]}, "b"])

@@ -1,5 +1,6 @@
 """The codec room: masks keep their ids, pictures come out as a person sees them, damage is an error of its own kind."""
 
+import gc
 import io
 import struct
 import tracemalloc
@@ -356,3 +357,38 @@ def test_lab_colours_are_refused() -> None:
     image.save(buffer, "TIFF")
     with pytest.raises(ImageError, match="TIFF in LAB colours"):
         decode(buffer.getvalue())
+
+
+@pytest.mark.parametrize(("file_format", "reduction"), [("JPEG", 1), ("JPEG", 8), ("PNG", 1)])
+def test_grey_is_the_grey_of_the_colours(file_format: str, reduction: int) -> None:
+    data = encode(draw_picture(120, 160), file_format)
+    header = images.probe_image(data)
+    expected = cv2.cvtColor(images.decode_image(data, header, reduction), cv2.COLOR_RGB2GRAY)
+    found = images.decode_grey(data, header, reduction)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).mean() < 1
+
+
+def test_grey_of_damaged_pixels_is_an_error() -> None:
+    data = encode(draw_picture(120, 160), "JPEG")
+    with pytest.raises(ImageError, match="damaged or cut off"):
+        images.decode_grey(data[: len(data) // 2], images.probe_image(data), 8)
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_a_decoded_mask_outlives_its_file(mode: str) -> None:
+    """Its pixels are lent by Pillow, which must keep them."""
+    raw = np.random.default_rng(0).integers(0, 256, (400, 300), dtype=np.uint8)
+    image = Image.fromarray(raw)
+    if mode == "P":
+        image.putpalette(bytes(range(256)) * 3)
+    data = encode(image, "PNG")
+    masks = [images.decode_mask(data, "m.png") for _ in range(20)]
+    gc.collect()
+    assert all((mask == raw).all() for mask in masks)
+
+
+def test_a_mask_in_several_blocks_is_read() -> None:
+    """Pillow keeps more than 16 MB in several, which it cannot lend."""
+    raw = np.random.default_rng(0).integers(0, 3, (4200, 4200), dtype=np.uint8)
+    assert (images.decode_mask(encode(raw, "PNG", compress_level=1), "m.png") == raw).all()

@@ -18,7 +18,7 @@ HEAVY = frozenset({"tensorflow", "keras", "ray"})
 ROOMS = {
     0: "config storage access retries s3 s3_file images classes geometry tiling metrics errors",
     1: "datasets doctor augment feed render console presets listing fetching ledger row_index lease clearing digest "
-    "verify row_check regions quality runner options columns isolation sanity rle",
+    "outputs verify row_check regions quality runner options columns isolation sanity rle",
     2: "models losses optimizers",
     3: "runtime bundle predict stages results plan_sample train_step train_task train_folder export",
     4: "cluster train_loop train stream segment_job segment evaluate plan",

@@ -132,7 +132,7 @@ def test_empty_folder(tmp_path: Path) -> None:
 
 def test_unknown_format_shows_the_page_to_write(tmp_path: Path) -> None:
     draw_image(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"is of no known format: .*write .*/dataset\.yaml:\nformat: pairs\n"):
+    with pytest.raises(UserError, match=r"is of no known format: .*Write .*/dataset\.yaml:\nformat: pairs\n"):
         open_dataset(str(tmp_path))
 
 
@@ -174,10 +174,14 @@ def test_one_image_without_mask(root: Path) -> None:
         ('"#ff0000"', '"red"', r"color 'red' is not of the form #rrggbb"),
         ('[ground, {name: thing, color: "#ff0000", values: [1, 2]}]', "3", "classes: 3 is given; a list of names"),
         ("ignore: [11]", "ignore: [many]", "classes or ignore cannot be read"),
-        ("{images: val/images, masks: val/masks}", "{images: val/images}", r"split val is .*allowed are \{images:"),
+        (
+            "{images: val/images, masks: val/masks}",
+            "{images: val/images}",
+            r"split val .*pairs needs \{images:, masks:\}",
+        ),
         ("{images: val/images, masks: val/masks}", "7", r"split val is 7; allowed are \{images:, masks:\}, a list"),
         ("{images: val/images, masks: val/masks}", "{from: test}", "`from` must be one of train"),
-        ("{images: val/images, masks: val/masks}", "{from: train, fraction: 1}", "`fraction` a share between 0 and 1"),
+        ("{images: val/images, masks: val/masks}", "{from: train, fraction: 1}", "`fraction` is a share between"),
         ("{images: val/images, masks: val/masks}", "{from: train, fraction: a few}", "split val .*a few"),
         ("{images: val/images, masks: val/masks}", "{from: train, seed: x}", "split val .*x"),
         ("{images: val/images, masks: val/masks}", "val.txt", r"data .*/val\.txt: the list of a split does not exist"),
@@ -335,7 +339,7 @@ def voc_root(tmp_path: Path) -> Path:
 def test_voc_is_recognised(voc_root: Path) -> None:
     dataset = open_dataset(str(voc_root))
     assert dataset.format == "voc"
-    assert dataset.reason == "the folder holds JPEGImages and ImageSets/Segmentation"
+    assert dataset.reason == "the folder holds JPEGImages, SegmentationClass and ImageSets/Segmentation"
     assert list(dataset.splits) == ["train", "val"]
     assert list_names(dataset, "train") == ["JPEGImages/2007_000032.jpg", "JPEGImages/2007_000039.jpg"]
     assert list_names(dataset, "val") == ["JPEGImages/2007_000063.jpg"]
@@ -357,7 +361,7 @@ def test_voc_through_a_page(voc_root: Path) -> None:
 
 
 def test_a_folder_that_is_no_voc(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is not PASCAL VOC: .*/ImageSets/Segmentation does not exist"):
+    with pytest.raises(UserError, match=r"is not PASCAL VOC: .*/JPEGImages does not exist"):
         open_dataset(write_page(tmp_path, "format: voc\n"))
 
 

@@ -1,0 +1,34 @@
+"""A short training on every layout that the README shows: it ends with a bundle that knows its classes and images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from layouts import LAYOUTS, draw_splits, write_layout
+
+from batchseg.bundle import read_card
+from batchseg.config import load_config
+from batchseg.datasets import open_dataset
+from batchseg.evaluate import evaluate_dataset
+from batchseg.train import train_model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_short_run_ends_with_a_bundle(
+    name: str, tiny_overrides: dict[str, str], ray_session: None, tmp_path: Path
+) -> None:
+    page, _ = write_layout(name, tmp_path / "data", draw_splits(train=8, val=4))
+    dataset = open_dataset(page)
+    out = tmp_path / "out"
+    small = {"data": page, "out": str(out), "input.size": "48,64", "training.epochs": "1", "training.batch_size": "4"}
+    result = train_model(load_config(None, {**tiny_overrides, **small, "cluster.workers": "1"}))
+    card = read_card(result.bundle)
+    assert card.classes.to_json() == dataset.classes.to_json()
+    assert card.data["images"] == {split: len(samples) for split, samples in dataset.splits.items()}
+    assert card.data["fingerprint"] == dataset.fingerprint()
+    # Evaluated through the written splits: the same images, so the same truth.
+    scores = evaluate_dataset(str(out / "splits"), result.bundle, split="val")
+    truth, trained_on = (np.sum(found["confusion"], axis=1).tolist() for found in (scores, result.scores))
+    assert truth == trained_on
+    assert sum(truth) > 0
