@@ -194,7 +194,7 @@ def write_table(location: str, table: pa.Table, out: str) -> None:
     buffer = pa.BufferOutputStream()
     # Pictures are compressed already; zstd serves the columns beside them. Checksums show what a disk has lost.
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    storage.write_atomic(location, buffer.getvalue().to_pybytes(), staging_of(out), durable=True)
+    storage.write_atomic(location, memoryview(buffer.getvalue()), staging_of(out), durable=True)
 
 
 def staging_of(out: str) -> str | None:

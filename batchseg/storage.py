@@ -136,7 +136,9 @@ def read_text(location: str) -> str:
     return read_bytes(location).decode("utf-8")
 
 
-def write_atomic(location: str, data: bytes | str, staging: str | None = None, *, durable: bool = False) -> None:
+def write_atomic(
+    location: str, data: bytes | memoryview | str, staging: str | None = None, *, durable: bool = False
+) -> None:
     """Writes `data` so that a reader sees the old file or the new one, never a part.
 
     On a local disk it goes to a temporary name and is renamed (in `staging`, a folder on the same disk, so that what a
@@ -155,13 +157,13 @@ def write_atomic(location: str, data: bytes | str, staging: str | None = None, *
     retry_io(lambda: _replace(path, payload, temporary, durable))
 
 
-def _put(location: str, payload: bytes) -> None:
+def _put(location: str, payload: bytes | memoryview) -> None:
     fs, path = filesystem_of(location)
     with fs.open_output_stream(path) as stream:
         stream.write(payload)
 
 
-def _replace(path: Path, payload: bytes, temporary: Path, durable: bool) -> None:
+def _replace(path: Path, payload: bytes | memoryview, temporary: Path, durable: bool) -> None:
     temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(temporary, "wb") as file:

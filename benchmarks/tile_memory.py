@@ -77,9 +77,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--jpeg", action="store_true", help="decode the image from a JPEG, which counts too")
+    parser.add_argument("--overlap", type=int, help="pixels; default half of a tile")
     parser.add_argument("--stream", action="store_true", help="run `segment` and look at all its processes")
     options = parser.parse_args()
-    geometry = geo.Geometry((options.tile, options.tile), "tile", 32, options.tile // 4)
+    geometry = geo.Geometry(
+        (options.tile, options.tile), "tile", 32, options.tile // 2 if options.overlap is None else options.overlap
+    )
     above_gib = measure_stream(options, geometry) if options.stream else measure_runner(options, geometry)
     limit = LIMITS_GIB.get(options.side)
     if limit is not None and above_gib > limit:

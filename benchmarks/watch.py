@@ -43,7 +43,7 @@ def read_kind(pid: int) -> str:
         name = Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
-    return title.removeprefix("ray::") if title.startswith("ray::") else name
+    return title.removeprefix("ray::").removesuffix(".submit") if title.startswith("ray::") else name
 
 
 @dataclass

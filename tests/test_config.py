@@ -195,8 +195,8 @@ def test_suggest_name() -> None:
 
 def test_overlap_of_tiles() -> None:
     assert parse_config({}, "x").input.tile_overlap == 0
-    assert parse_config({"input": {"fit": "tile", "size": [96, 128]}}, "x").input.tile_overlap == 24
-    assert parse_config({"input": {"fit": "tile", "overlap": "none"}}, "x").input.tile_overlap == 90
+    assert parse_config({"input": {"fit": "tile", "size": [96, 128]}}, "x").input.tile_overlap == 48
+    assert parse_config({"input": {"fit": "tile", "overlap": "none"}}, "x").input.tile_overlap == 180
     assert load_config(None, {"input.fit": "tile", "input.overlap": "64"}).input.tile_overlap == 64
 
 
