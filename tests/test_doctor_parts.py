@@ -7,10 +7,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-import yaml
 
 from batchseg.doctor.counting import count_values
-from batchseg.doctor.finding import Finding, sort_findings, write_lines
+from batchseg.doctor.finding import Finding, sort_findings
 from batchseg.doctor.near import MAX_BITS, MAX_GREY, count_different_bits, find_near_pairs, hash_thumbs
 from batchseg.doctor.pool import ChunkPool
 from batchseg.doctor.report import shorten
@@ -112,19 +111,6 @@ def test_few_chunks_are_held_at_a_time() -> None:
 def test_what_is_read_over_the_network_runs_in_threads() -> None:
     with ChunkPool(lambda chunk: [os.getpid()], blame, 2, is_remote=True) as pool:
         assert {number for result in pool.run(iter([[1], [2]])) for number in result} == {os.getpid()}
-
-
-def test_lines_are_yaml() -> None:
-    lines = {
-        "classes": ["ground", {"name": "a: b", "color": "#ff0000", "values": [1, "#010101"]}],
-        "ignore": [9, 255],
-        "resize_masks": "nearest",
-        "exclude": [f"train/images/name with spaces {number}.png" for number in range(9)],
-        "splits": {"train": {"images": "a", "masks": "b"}, "val": {"from": "train", "fraction": 0.2, "group": "(.*)_"}},
-    }
-    text = write_lines(lines)
-    assert yaml.safe_load(text) == lines
-    assert max(map(len, text.splitlines())) < 120
 
 
 def test_order_of_findings() -> None:

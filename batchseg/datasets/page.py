@@ -11,6 +11,7 @@ from batchseg.config import read_yaml, suggest_name
 from batchseg.errors import UserError
 
 DATASET_FILE = "dataset.yaml"
+_LINE_WIDTH = 120
 
 Format = Literal["pairs", "voc", "coco", "panoptic", "instance_masks"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -175,19 +176,20 @@ def _describe_split(entry: Any) -> str:
 
 
 def write_keys(values: Mapping[str, Any]) -> str:
-    """Keys of a page as YAML: one line each, and for lists and mappings that hold others, a line for each entry."""
+    """Keys of a page as YAML: one line each, and a line for each entry of what is too long or holds others."""
     return "".join(_write_key(key, value) for key, value in values.items())
 
 
 def _write_key(key: str, value: Any) -> str:
-    """`key: value` in one line, or one line for each entry of a list or mapping that holds others."""
+    """`key: value` in one line, or one line for each entry of a long list, or of what holds lists and mappings."""
+    line = f"{_write_flow({key: value})[1:-1]}\n"
     nested = (dict, list)
     if isinstance(value, dict) and any(isinstance(entry, nested) for entry in value.values()):
         lines = [f"  {_write_flow({name: entry})[1:-1]}\n" for name, entry in value.items()]
         return f"{key}:\n" + "".join(lines)
-    if isinstance(value, list) and any(isinstance(entry, nested) for entry in value):
+    if isinstance(value, list) and (len(line) > _LINE_WIDTH or any(isinstance(entry, nested) for entry in value)):
         return f"{key}:\n" + "".join(f"  - {_write_flow(entry)}\n" for entry in value)
-    return f"{_write_flow({key: value})[1:-1]}\n"
+    return line
 
 
 def _write_flow(value: Any) -> str:

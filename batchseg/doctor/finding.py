@@ -4,13 +4,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import yaml
+from batchseg.datasets.page import write_keys
 
 Severity = Literal["error", "warning", "remark"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "remark")
 MAX_FILES = 5
-
-_LINE_WIDTH = 110
 
 
 @dataclass(frozen=True)
@@ -46,31 +44,10 @@ class Finding:
             "files": list(self.files),
             "notes": list(self.notes),
             "fix": self.fix,
-            "yaml": write_lines(self.lines) if self.lines else None,
+            "yaml": write_keys(self.lines) if self.lines else None,
         }
 
 
 def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
     """The worst first, and of one severity the most frequent."""
     return sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), -finding.count))
-
-
-def write_lines(lines: Mapping[str, Any]) -> str:
-    """Keys of dataset.yaml as text: one line for each key, one for each entry of a list of mappings."""
-    text = ""
-    for key, value in lines.items():
-        if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
-            text += f"{key}:\n" + "".join(f"  - {_write_flow(entry)}\n" for entry in value)
-        elif isinstance(value, dict) and len(_write_flow(value)) > _LINE_WIDTH:
-            text += f"{key}:\n" + "".join(f"  {name}: {_write_flow(entry)}\n" for name, entry in value.items())
-        elif isinstance(value, list) and len(_write_flow(value)) > _LINE_WIDTH:
-            text += f"{key}:\n" + "".join(f"  - {_write_flow(entry)}\n" for entry in value)
-        else:
-            text += f"{key}: {_write_flow(value)}\n"
-    return text
-
-
-def _write_flow(value: Any) -> str:
-    """A value on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=2**31, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")

@@ -9,9 +9,9 @@ import numpy as np
 from batchseg import __version__, images, storage
 from batchseg.console import Console
 from batchseg.datasets import Dataset
-from batchseg.datasets.page import DATASET_FILE
+from batchseg.datasets.page import DATASET_FILE, write_keys
 from batchseg.doctor.diagnosis import Diagnosis
-from batchseg.doctor.finding import SEVERITIES, Finding, write_lines
+from batchseg.doctor.finding import SEVERITIES, Finding
 from batchseg.doctor.sheet import draw_samples
 
 JSON_FILE = "check.json"
@@ -71,7 +71,7 @@ def describe_finding(finding: Finding) -> str:
     text += f"  fix: {finding.fix}"
     if not finding.lines:
         return text
-    lines = write_lines(finding.lines).splitlines()
+    lines = write_keys(finding.lines).splitlines()
     text += " In dataset.yaml:\n" + "".join(f"    {line[:_LINE_LENGTH]}\n" for line in lines[:_SHOWN_LINES])
     if len(lines) > _SHOWN_LINES:
         text += f"    … {len(lines) - _SHOWN_LINES} lines more in {JSON_FILE}\n"
