@@ -257,8 +257,7 @@ def list_names(location: str) -> list[str]:
     try:
         return [path for path, _ in list_infos(location, recursive=False)]
     except FileNotFoundError:
-        bucket = f"s3://{_split_scheme(location).partition('/')[0]}" if is_remote(location) else ""
-        if bucket and not exists(bucket):
+        if is_remote(location) and not exists(bucket := "/".join(location.split("/")[:3])):
             raise UserError(f"{location}: there is no bucket {bucket}, or not with these credentials") from None
         return []
 
@@ -276,10 +275,8 @@ def make_folder(location: str) -> None:
 def delete_file(location: str) -> None:
     """Deletes one file; a missing one is no error, nor a name that is too long to be one, and a folder stays."""
     fs, path = filesystem_of(location)
-    if is_remote(location):
-        if len(path.partition("/")[2].encode()) > _LONGEST_KEY:
-            return
-    elif _local_type(path) != pafs.FileType.File:
+    is_too_long = is_remote(location) and len(path.partition("/")[2].encode()) > _LONGEST_KEY
+    if is_too_long or not (is_remote(location) or _local_type(path) == pafs.FileType.File):
         return
     with suppress(FileNotFoundError):
         reach(location, lambda: fs.delete_file(path))
