@@ -11,7 +11,7 @@ Draws pairs (640x480; JPEG of about 60 kB, PNG mask of 8 classes), then in turn 
 
 Each run is a process of its own, and the best of some rounds counts: on a machine that others use too, look at the CPU
 seconds. Memory is the sum over its processes of the pages that are theirs (PSS, which shares out what forked processes
-hold together), looked at twenty times a second.
+hold together), looked at five times a second.
 """
 
 import argparse
@@ -130,7 +130,7 @@ def measure(arguments: list[str]) -> Measured:
         if pid:
             break
         peak = max(peak, sum(read_pss_mb(member) for member in list_tree(process.pid)))
-        time.sleep(0.05)
+        time.sleep(0.2)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(arguments)} ended with {process.returncode}")

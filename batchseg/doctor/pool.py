@@ -40,9 +40,9 @@ def count_cores() -> int:
 class ChunkPool(Generic[Chunk, Result]):
     """Calls look(chunk) for many chunks at once; results come in any order.
 
-    Local files are decoded in forked processes: threads would share one interpreter, and Pillow and numpy hold its lock
-    for half of the time. What comes from S3 waits for the network and is read in threads, for its client does not
-    survive a fork.
+    Local files are decoded in forked processes: a file that kills its decoder takes a worker down and not the command,
+    and on many cores no interpreter lock is shared (on two, threads are no slower). What comes from S3 waits for the
+    network and is read in threads, for its client does not survive a fork.
 
     look: picklable, as are its chunks and results. blame(chunk of one, reason): the result for a sample that killed
     the process that looked at it.
