@@ -178,6 +178,7 @@ def test_a_hopeless_run_stops(bundle: Path, ray_session: None, tmp_path: Path) -
     assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] == "stopped"
 
 
+@pytest.mark.slow
 def test_what_has_failed_before_stops_no_run(bundle: Path, ray_session: None, tmp_path: Path) -> None:
     """Else an OUT with a few hundred files that are broken for good could never be completed again."""
     source = draw_images(tmp_path / "images", 30)
@@ -190,6 +191,7 @@ def test_what_has_failed_before_stops_no_run(bundle: Path, ray_session: None, tm
     assert_whole(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_and_the_same_line_goes_on(bundle: Path, ray_session: None, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -220,6 +222,7 @@ def test_images_of_another_world_stop_the_run(bundle: Path, ray_session: None, t
     assert segment_images(str(source), str(bundle), str(tmp_path / "out"), options=relaxed).ok == 260
 
 
+@pytest.mark.slow
 def test_rows_are_committed_while_the_stream_runs(
     photos: Path, bundle: Path, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +234,7 @@ def test_rows_are_committed_while_the_stream_runs(
     assert digest_output(str(tmp_path / "hasty")) == digest_output(str(tmp_path / "calm"))
 
 
+@pytest.mark.slow
 def test_limit_prune_and_overwrite(photos: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:
     source, out = draw_images(tmp_path / "images", 6), tmp_path / "out"
     few = SegmentOptions(write=("png",), overlays="none", listing=ListOptions(limit=2))

@@ -50,6 +50,7 @@ def test_an_image_that_kills_a_stage_costs_itself_only(ray_session: None) -> Non
     assert found == [*((name, None) for name in names), ("deadly", "crash")]
 
 
+@pytest.mark.slow
 def test_a_stage_that_always_dies_stops_the_job(ray_session: None) -> None:
     with pytest.raises(StoppedError, match="images have each killed its process 3 times"):
         run_guarded([f"deadly {number:02d}" for number in range(16)], "deadly")
