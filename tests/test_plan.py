@@ -95,6 +95,7 @@ def test_a_plan_is_measured_and_writes_nothing(
     assert cost.row_bytes * 6 == pytest.approx(part.stat().st_size, rel=0.05)
 
 
+@pytest.mark.slow
 def test_reasons_after_a_run(
     photos: Path, bundle: Path, ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

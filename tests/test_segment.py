@@ -161,6 +161,7 @@ def test_bad_files_are_rows_and_a_rerun_takes_up_only_what_is_left(
     assert (third.seconds, third.failed) == (0, 0), "failures of images that are gone are not failures of this run"
 
 
+@pytest.mark.slow
 def test_a_picture_does_not_outlive_its_image(
     odd_images: Path, bundle: Path, ray_session: None, tmp_path: Path
 ) -> None:
@@ -197,6 +198,7 @@ def test_too_many_actors_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_bundle_that_this_machine_cannot_run_ends_the_job(
     odd_images: Path, bundle: Path, ray_session: None, tmp_path: Path
 ) -> None:

@@ -128,6 +128,7 @@ def is_at_work(pid: int) -> bool:
     return title.startswith(b"ray::") and b"MapBatches" in title
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_goes_on(photos: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start_segment(photos, bundle, out)
@@ -168,6 +169,7 @@ def test_a_job_that_lost_its_lease_stops(photos: Path, bundle: Path, ray_session
     assert json.loads((out / "run.json").read_text())["state"] == "running", "run.json is the other job's now"
 
 
+@pytest.mark.slow
 def test_a_hopeless_run_stops(bundle: Path, ray_session: None, tmp_path: Path) -> None:
     source = tmp_path / "images"
     source.mkdir()
@@ -210,6 +212,7 @@ def test_a_full_disk_stops_and_the_same_line_goes_on(bundle: Path, ray_session: 
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_images_of_another_world_stop_the_run(bundle: Path, ray_session: None, tmp_path: Path) -> None:
     source = tmp_path / "images"
     source.mkdir()

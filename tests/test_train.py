@@ -49,6 +49,7 @@ def test_a_finished_run_says_so_and_stays(trained_out: Path, tiny_overrides: dic
     assert (trained_out / "bundle" / "bundle.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_bundle_makes_it(
     trained_out: Path, tiny_overrides: dict[str, str], ray_session: None, tmp_path: Path
 ) -> None:
