@@ -53,8 +53,11 @@ WRONG = {
 }
 
 
+SLOW = [pytest.param(command, marks=pytest.mark.slow) for command in ("plan", "verify", "model")]
+
+
 @pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("command", ["segment", "plan", "verify", "model"])
+@pytest.mark.parametrize("command", ["segment", *SLOW])
 def test_s3_that_lets_nobody_in(
     wrong: str,
     command: str,
@@ -87,6 +90,7 @@ def test_a_bucket_that_is_not_there(
     check_refused(capfd, run_cli([*line, place]), place, "there is no bucket")
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_later_stops_the_run(s3_bucket: str, s3_proxy: S3Proxy) -> None:
     storage.write_atomic(f"{s3_bucket}/x", b"1")
     s3_proxy.fault = lambda method, path: "reset"

@@ -176,6 +176,7 @@ def test_a_picture_does_not_outlive_its_image(
     assert not list(out.glob("overlays/*"))
 
 
+@pytest.mark.slow
 def test_a_row_that_failed_has_no_pictures(odd_images: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:
     source, out = tmp_path / "images", tmp_path / "out"
     source.mkdir()
@@ -255,6 +256,7 @@ def test_out_inside_input_is_not_segmented(odd_images: Path, bundle: Path, ray_s
         segment_images(str(source), str(bundle), str(source))
 
 
+@pytest.mark.slow
 def test_writes_only_what_is_asked_for(odd_images: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:
     source = tmp_path / "images"
     source.mkdir()

@@ -63,6 +63,7 @@ def assert_losses_agree(config: TrainConfig, worker_counts: list[int], tmp_path:
         assert losses == pytest.approx(alone, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_workers_are_one(tiny_overrides: dict[str, str], ray_session: None, tmp_path: Path) -> None:
     config = load_config(None, {**tiny_overrides, **EXACT, "training.batch_size": "7", "out": str(tmp_path / "out")})
     assert_losses_agree(config, [1, 2], tmp_path)
