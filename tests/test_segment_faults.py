@@ -129,6 +129,29 @@ def is_at_work(pid: int) -> bool:
 
 
 @pytest.mark.slow
+def test_changed_images_after_a_kill_are_the_new_ones(bundle: Path, ray_session: None, tmp_path: Path) -> None:
+    source, out = draw_images(tmp_path / "images", 60), tmp_path / "out"
+    segment_images(str(source), str(bundle), str(out))
+    before = {path.name: path.stat().st_mtime_ns for path in (out / "masks").iterdir()}
+    for number in range(40):
+        scene, _ = draw_scene(np.random.default_rng(100 + number), (120, 160))
+        cv2.imwrite(str(source / f"{number:03d}.png"), scene[..., ::-1])
+    process = start_segment(source, bundle, out)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        now = {path.name: path.stat().st_mtime_ns for path in (out / "masks").iterdir()}
+        if sum(now[name] != before.get(name) for name in now) >= 10:
+            break
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert segment_images(str(source), str(bundle), str(out)).ok == 60
+    assert_whole(out)
+    segment_images(str(source), str(bundle), str(tmp_path / "anew"))
+    assert digest_output(str(out)) == digest_output(str(tmp_path / "anew"))
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_goes_on(photos: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start_segment(photos, bundle, out)
