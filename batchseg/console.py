@@ -181,7 +181,8 @@ def watch_board(board: Any, progress: TrainProgress | CountProgress) -> Iterator
 
     stop = threading.Event()
 
-    def watch(show: Callable[[str], None]) -> None:
+    def poll(show: Callable[[str], None]) -> None:
+        """Shows the board until told to stop, and once more then, so that the last numbers are seen."""
         while True:
             stopping = stop.wait(_POLL_SECONDS)
             with suppress(ray.exceptions.RayError):  # the board is only for show
@@ -190,7 +191,7 @@ def watch_board(board: Any, progress: TrainProgress | CountProgress) -> Iterator
                 return
 
     with progress.console.live() as show:
-        thread = threading.Thread(target=watch, args=(show,), daemon=True)
+        thread = threading.Thread(target=poll, args=(show,), daemon=True)
         thread.start()
         try:
             yield

@@ -40,11 +40,12 @@ RgbArray = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the first bytes say. `size_hw` is the size a person sees, EXIF orientation applied."""
+    """What the first bytes say. `size_hw` is the size a person sees, EXIF orientation applied. mode: as in Pillow."""
 
     format: str
     size_hw: tuple[int, int]
     orientation: int
+    mode: str = "RGB"
 
     @property
     def can_reduce(self) -> bool:
@@ -68,7 +69,7 @@ def probe_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> 
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            header_format = image.format or "unknown"
+            header_format, mode = image.format or "unknown", image.mode
             # Not image.getexif(): for PNG it decodes the whole picture, before the limit below is checked.
             orientation = int(Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1))
     except MemoryError as error:
@@ -83,11 +84,13 @@ def probe_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> 
         raise ImageError(
             "too_large", f"{width}x{height} is {megapixels:.0f} megapixels; --max-megapixels allows {max_megapixels:g}"
         )
+    if mode == "LAB":
+        raise ImageError("decode", f"{header_format} in LAB colours, which would be read wrongly; convert it to RGB")
     # TIFF: Pillow gives the turned size, and OpenCV turns the pixels whatever the flag says.
     if orientation not in range(1, 9) or header_format == "TIFF":
         orientation = 1
     size_hw = (width, height) if orientation >= 5 else (height, width)
-    return ImageHeader(header_format, size_hw, orientation)
+    return ImageHeader(header_format, size_hw, orientation, mode)
 
 
 def decode_image(data: bytes, header: ImageHeader, reduction: int = 1) -> RgbArray:
@@ -96,6 +99,8 @@ def decode_image(data: bytes, header: ImageHeader, reduction: int = 1) -> RgbArr
     reduction: 1, 2, 4 or 8; each side becomes ceil(side / reduction). Transparency is dropped, 16 bits become 8.
     Raises ImageError `decode` when the pixels are damaged or cut off.
     """
+    if header.format == "GIF" or (header.format, header.mode) == ("TIFF", "RGBA"):
+        return _decode_with_pillow(data, header)
     flags = _REDUCED_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image_bgr = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -108,6 +113,17 @@ def decode_image(data: bytes, header: ImageHeader, reduction: int = 1) -> RgbArr
     if image_rgb.shape[:2] != expected_hw:
         raise ImageError("decode", f"{header.format} decodes to {image_rgb.shape[:2]}, its header says {expected_hw}")
     return image_rgb
+
+
+def _decode_with_pillow(data: bytes, header: ImageHeader) -> RgbArray:
+    """For what OpenCV reads otherwise than it should: it blends what is transparent into a background."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except MemoryError:
+        raise
+    except Exception as error:  # as in probe_image
+        raise ImageError("decode", f"{header.format} cannot be decoded: {type(error).__name__}: {error}") from error
 
 
 def _apply_orientation(image: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

@@ -207,7 +207,8 @@ def test_modes_of_png(mode: str) -> None:
 def test_transparency_is_dropped() -> None:
     picture = draw_picture()
     rgba = np.dstack([picture, np.zeros(picture.shape[:2], np.uint8)])
-    assert find_difference(decode(encode(rgba, "PNG")), picture) == 0
+    for file_format in ("PNG", "TIFF"):
+        assert find_difference(decode(encode(rgba, file_format)), picture) == 0
 
 
 def test_sixteen_bits_become_eight() -> None:
@@ -327,3 +328,23 @@ def test_a_file_on_disk(tmp_path: Path) -> None:
     Image.fromarray(draw_picture()).save(path, quality=95)
     with Image.open(path) as image:
         assert find_difference(decode(path.read_bytes()), np.asarray(image)) <= 3
+
+
+def test_transparent_pixels_of_a_gif_keep_their_colour() -> None:
+    ids = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
+    palette = np.array([[250, 10, 20], [30, 240, 50], [60, 70, 230]], np.uint8)
+    image = Image.fromarray(ids)
+    image.putpalette(palette.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "GIF", transparency=1)
+    np.testing.assert_array_equal(decode(buffer.getvalue()), palette[ids])
+    with pytest.raises(ImageError, match=r"damaged|cannot be decoded|not an image"):
+        decode(buffer.getvalue()[:-8])
+
+
+def test_lab_colours_are_refused() -> None:
+    image = Image.fromarray(np.zeros((4, 5, 3), np.uint8)).convert("LAB")
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF")
+    with pytest.raises(ImageError, match="TIFF in LAB colours"):
+        decode(buffer.getvalue())
