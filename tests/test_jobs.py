@@ -135,3 +135,45 @@ def test_submitted_without_arguments_trains_on_the_drawn_set(head: Head, tmp_pat
     printed = head.submit(project, "batchseg.train")
     assert "no config given: training on the set that batchseg draws itself" in printed
     assert f"bundle: {head.home / 'runs' / 'drawn' / 'bundle'}" in printed
+
+
+WAIT_FOR_TWO_NODES = """
+import sys, time, ray
+ray.init(sys.argv[1], log_to_driver=False)
+deadline = time.monotonic() + 60
+while sum(node["Alive"] for node in ray.nodes()) < 2:
+    assert time.monotonic() < deadline, "the second node did not come"
+    time.sleep(0.3)
+"""
+
+
+def test_output_that_a_node_does_not_see_is_refused(head: Head, drawn_data: Path, tmp_path: Path) -> None:
+    """The second node has a disk of its own where the output would go."""
+    hidden = tmp_path / "not shared"
+    hidden.mkdir()
+    own_disk = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden)]
+    if not shutil.which("unshare") or subprocess.run([*own_disk, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a node with a disk of its own needs `unshare --mount` and the right to use it")
+    node = subprocess.Popen(
+        [*own_disk, str(BIN / "ray"), "start", "--block", f"--address={head.address}", "--num-cpus=1",
+         "--dashboard-agent-listen-port=0"],
+        env=head.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        head.run(sys.executable, "-c", WAIT_FOR_TWO_NODES, head.address, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-m", "batchseg", "train", "--data", str(drawn_data), "--out", str(hidden)],
+            cwd=PROJECT,
+            env={**head.environment, "RAY_ADDRESS": head.address},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+    finally:
+        node.terminate()
+        node.wait(timeout=60)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"{hidden} is not shared: node" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(hidden.iterdir())
