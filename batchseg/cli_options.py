@@ -26,6 +26,7 @@ class FiniteRange(click.FloatRange):
     """A FloatRange that refuses nan and inf, which are in no range and above none."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click.FloatRange.convert."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is no number that can be used", param, ctx)

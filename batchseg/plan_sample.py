@@ -17,18 +17,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchseg import geometry as geo
-from batchseg import images, ledger, render, storage
+from batchseg import ledger, storage
 from batchseg.bundle import BundleCard, read_card
-from batchseg.clearing import name_picture
-from batchseg.columns import replace_columns, unpack_picture
+from batchseg.columns import replace_columns
 from batchseg.errors import ImageError
 from batchseg.fetching import fetch_image
 from batchseg.images import decode_image
 from batchseg.options import SegmentOptions
-from batchseg.quality import finish_mask
-from batchseg.results import count_classes
-from batchseg.rle import encode_classes
+from batchseg.results import render_image
 from batchseg.stages import FETCHES_AT_ONCE, Decode, FitStage, PredictStage
 
 _KEPT_BYTES = 2**30  # of encoded images, in a temporary folder
@@ -194,41 +190,16 @@ def _render_all(table: pa.Table, card: BundleCard, options: SegmentOptions, rend
         if table["error_kind"][index].is_valid:
             continue
         try:
-            _render(table, index, card, options, rendered)
+            found = render_image(table, index, card.geometry, card.classes, options)
         except ImageError as error:
             kinds.append(error.kind)
         except MemoryError:
             kinds.append("oom")
+        else:
+            facts = {name: table[name][index].as_py() for name in ("image_id", "height", "width")}
+            rendered.rows.append(facts | found.to_row(options) | {"bundle": card.digest})
+            rendered.files |= found.files(options)
     return kinds
-
-
-def _render(table: pa.Table, index: int, card: BundleCard, options: SegmentOptions, rendered: _Rendered) -> None:
-    item = {name: table[name][index].as_py() for name in ("image_id", "height", "width", "mean_confidence")}
-    plan = geo.make_plan((item["height"], item["width"]), card.geometry)
-    mask = finish_mask(unpack_picture(table["ids"], index, plan.canvas_hw), plan, options.inference)
-    pictures = {("mask", "masks", ".png"): images.encode_mask(mask, card.classes.palette)}
-    if suffix := options.overlay_suffix:
-        preview_hw = render.scale_to_longest(plan.image_hw, options.overlay_size)
-        preview = unpack_picture(table["preview"], index, (*preview_hw, 3))
-        overlay = render.draw_overlay(preview, mask, card.classes.palette)
-        pictures["overlay", "overlays", suffix] = images.encode_image(overlay, suffix)
-    if options.inference.score_map:
-        scores = geo.restore_scores(unpack_picture(table["scores"], index, plan.canvas_hw), plan)
-        pictures["score_map", "scores", ".png"] = images.encode_scores(scores)
-    codes = encode_classes(mask, len(card.classes)) if options.rle else None
-    row = item | {"class_pixels": count_classes(mask, len(card.classes)), "rle": codes, "bundle": card.digest}
-    _add_pictures(rendered, row, pictures, options)
-
-
-def _add_pictures(
-    rendered: _Rendered, row: dict[str, Any], pictures: dict[tuple[str, str, str], bytes], options: SegmentOptions
-) -> None:
-    for (column, folder, suffix), data in pictures.items():
-        path = name_picture(folder, row["image_id"], suffix) if "png" in options.write else None
-        if path:
-            rendered.files[path] = data
-        row[column] = {"bytes": data if "parquet" in options.write else None, "path": path}
-    rendered.rows.append(row)
 
 
 def _write_all(rendered: _Rendered, card: BundleCard, out: str, watch: _StopWatch) -> int:

@@ -28,6 +28,8 @@ from batchseg.sanity import Band
 
 _COUNTED_AT_ONCE = 2**22
 _PICTURES = ("ids", "scores", "preview")
+_SIZE = ("height", "width")
+_CONFIDENCE = ("mean_confidence", "uncertain_share")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,6 @@ class WriteStage:
 
     job: JobFacts
     options: SegmentOptions
-    inference: InferenceOptions
     board: Any
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -95,7 +96,7 @@ class WriteStage:
         }
         if record["error_kind"] is None:
             try:
-                record |= self._write_pictures(table, index, item)
+                record |= self._write_pictures(table, index)
             except ImageError as error:
                 record |= {"error_kind": error.kind, "error": str(error)}
             except MemoryError:
@@ -106,39 +107,63 @@ class WriteStage:
         record["seconds"] = item["seconds"] + time.perf_counter() - started
         return record
 
-    def _write_pictures(self, table: pa.Table, index: int, item: dict[str, Any]) -> dict[str, Any]:
+    def _write_pictures(self, table: pa.Table, index: int) -> dict[str, Any]:
         if not storage.is_remote(self.job.out):  # where looking costs nothing; on S3 once a block must do
             check_token(self.job.out, self.job.lease)
-        plan = geo.make_plan((item["height"], item["width"]), self.job.geometry)
-        mask = finish_mask(unpack_picture(table["ids"], index, plan.canvas_hw), plan, self.inference)
-        palette, image_id = self.job.classes.palette, item["image_id"]
-        pictures = {"mask": self._store("masks", image_id, ".png", images.encode_mask(mask, palette))}
-        if suffix := self.options.overlay_suffix:
-            preview_hw = render.scale_to_longest(plan.image_hw, self.options.overlay_size)
-            preview = unpack_picture(table["preview"], index, (*preview_hw, 3))
-            overlay = render.draw_overlay(preview, mask, palette)
-            pictures["overlay"] = self._store("overlays", image_id, suffix, images.encode_image(overlay, suffix))
-        if self.inference.score_map:
-            scores = geo.restore_scores(unpack_picture(table["scores"], index, plan.canvas_hw), plan)
-            pictures["score_map"] = self._store("scores", image_id, ".png", images.encode_scores(scores))
-        return {
-            **pictures,
-            "class_pixels": count_classes(mask, len(self.job.classes)),
-            "mean_confidence": item["mean_confidence"],
-            "uncertain_share": item["uncertain_share"],
-            "rle": encode_classes(mask, len(self.job.classes)) if self.options.rle else None,
-        }
-
-    def _store(self, folder: str, image_id: str, suffix: str, data: bytes) -> dict[str, Any]:
-        to_file, path = "png" in self.options.write, name_picture(folder, image_id, suffix)
-        if to_file:
+        rendered = render_image(table, index, self.job.geometry, self.job.classes, self.options)
+        for path, data in rendered.files(self.options).items():
             try:
                 storage.write_atomic(storage.join(self.job.out, path), data, ledger.staging_of(self.job.out))
             except OSError as error:
                 if full := describe_no_space(error):
                     raise full from error
                 raise ImageError("write", f"{path} cannot be written: {error}") from error
-        return {"bytes": data if "parquet" in self.options.write else None, "path": path if to_file else None}
+        return rendered.to_row(self.options)
+
+
+@dataclass(frozen=True)
+class RenderedImage:
+    """What comes of one image. pictures: by column of its row, (path under OUT, encoded bytes). values: the others."""
+
+    pictures: dict[str, tuple[str, bytes]]
+    values: dict[str, Any]
+
+    def files(self, options: SegmentOptions) -> dict[str, bytes]:
+        """What is to be written beside the rows: path under OUT -> bytes."""
+        return dict(self.pictures.values()) if "png" in options.write else {}
+
+    def to_row(self, options: SegmentOptions) -> dict[str, Any]:
+        """The columns of its row."""
+        to_rows, to_files = "parquet" in options.write, "png" in options.write
+        pictures = {
+            column: {"bytes": data if to_rows else None, "path": path if to_files else None}
+            for column, (path, data) in self.pictures.items()
+        }
+        return pictures | self.values
+
+
+def render_image(
+    table: pa.Table, index: int, geometry: geo.Geometry, classes: ClassTable, options: SegmentOptions
+) -> RenderedImage:
+    """Restores, draws and encodes one image of a table of PredictStage. Raises ImageError, MemoryError or cv2.error."""
+    item = {name: table[name][index].as_py() for name in (*_SIZE, "image_id", *_CONFIDENCE)}
+    plan, image_id = geo.make_plan((item["height"], item["width"]), geometry), item["image_id"]
+    mask = finish_mask(unpack_picture(table["ids"], index, plan.canvas_hw), plan, options.inference)
+    pictures = {"mask": (name_picture("masks", image_id), images.encode_mask(mask, classes.palette))}
+    if suffix := options.overlay_suffix:
+        preview_hw = render.scale_to_longest(plan.image_hw, options.overlay_size)
+        preview = unpack_picture(table["preview"], index, (*preview_hw, 3))
+        overlay = images.encode_image(render.draw_overlay(preview, mask, classes.palette), suffix)
+        pictures["overlay"] = (name_picture("overlays", image_id, suffix), overlay)
+    if options.inference.score_map:
+        scores = geo.restore_scores(unpack_picture(table["scores"], index, plan.canvas_hw), plan)
+        pictures["score_map"] = (name_picture("scores", image_id), images.encode_scores(scores))
+    values = {
+        "class_pixels": count_classes(mask, len(classes)),
+        **{name: item[name] for name in _CONFIDENCE},
+        "rle": encode_classes(mask, len(classes)) if options.rle else None,
+    }
+    return RenderedImage(pictures, values)
 
 
 def count_classes(mask: MaskArray, num_classes: int) -> list[int]:
@@ -175,7 +200,7 @@ class ScoreStage:
         if item["error_kind"] is not None:
             return f"image {item['uri']} cannot be used: {item['error']}"
         size_hw = (item["height"], item["width"])
-        sample: Sample = pickle.loads(item["sample"])
+        sample: Sample = pickle.loads(item["sample"])  # of evaluate's own process, as Ray does; never of a file
         plan = geo.make_plan(size_hw, self.geometry)
         try:
             truth = load_mask(sample, self.classes, size_hw)

@@ -25,6 +25,7 @@ class CheckedFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As io.IOBase.seek."""
         from_where = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._stream.size()}
         self._position = from_where[whence] + offset
         return self._position
@@ -33,6 +34,7 @@ class CheckedFile(io.RawIOBase):
         return self._position
 
     def read(self, size: int | None = -1) -> bytes:
+        """`size` bytes, or all that are left; fewer only at the end. Raises OSError for a part that arrives short."""
         left = max(0, self._stream.size() - self._position)
         size = left if size is None or size < 0 else min(size, left)
         data = read_whole(_Part(self._stream, self._position, size), self._location)

@@ -154,7 +154,7 @@ def _stream(
     with shown, cluster.unwrap_errors(board), Committer(facts, board) as committer:
         rows = add_last_stage(
             build_stream(todo, fit, model, plan, board),
-            WriteStage(facts, options, options.inference, board),
+            WriteStage(facts, options, board),
             plan,
             board,
         )

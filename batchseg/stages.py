@@ -135,6 +135,7 @@ class _IsolatedFit:
         self._child.close()
 
     def fit(self, data: bytes) -> FittedPicture | Failure:
+        """One encoded image; three deaths over it are a `crash`."""
         reason = ""
         for _ in range(DEATHS_TO_BLAME):
             try:

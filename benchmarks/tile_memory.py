@@ -13,17 +13,15 @@ Exits with 1 above the limit: 1.5 GiB at 10,000 x 10,000, 4 GiB at 20,000 x 20,0
 
 import argparse
 import multiprocessing
+import os
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from watch import run_watched
+from watch import read_kib, run_watched, watch_memory
 
 from batchseg import geometry as geo
 from batchseg.bundle import GoldenSample, save_bundle
@@ -34,29 +32,6 @@ from batchseg.runtime import load_tensorflow
 
 CLASSES = 21
 LIMITS_GIB = {10_000: 1.5, 20_000: 4.0}
-
-
-def read_pss_bytes() -> int:
-    with open("/proc/self/smaps_rollup", encoding="ascii") as stream:
-        return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("Pss:"))
-
-
-@contextmanager
-def watch_peak() -> Iterator[list[int]]:
-    """Yields a list whose only entry is the highest PSS seen so far."""
-    peak, ended = [read_pss_bytes()], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.05):
-            peak[0] = max(peak[0], read_pss_bytes())
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        ended.set()
-        thread.join()
 
 
 def draw_image(side: int) -> RgbArray:
@@ -149,14 +124,14 @@ def measure_runner(options: argparse.Namespace, geometry: geo.Geometry) -> float
     data = encode_image(draw_image(options.side), ".jpg") if options.jpeg else b""
     small = np.zeros((options.tile, options.tile, 3), np.uint8)
     list(runner.stream([(None, small, geo.make_plan(small.shape[:2], geometry))]))
-    before, started = read_pss_bytes(), time.monotonic()
-    with watch_peak() as peak:
+    before, started = 1024 * read_kib(Path("/proc/self/smaps_rollup"), "Pss"), time.monotonic()
+    with watch_memory(os.getpid(), every_s=0.05, with_pss=True) as memory:
         image = geo.fit_encoded(data, geometry, float("inf")).canvas if options.jpeg else draw_image(options.side)
         plan = geo.make_plan(image.shape[:2], geometry)
         ((_, found),) = runner.stream([(None, image, plan)])
     if isinstance(found, Exception) or plan.grid is None:
         sys.exit(f"failed: {found}")
-    above_gib = (peak[0] - before) / 2**30
+    above_gib = (memory.pss_sum - before) / 2**30
     kept = {"image": image.nbytes, "mask": found.ids.nbytes, "scores": plan.grid.score_bytes(CLASSES)}
     print(
         f"{options.side} x {options.side}, tiles of {options.tile}, overlap {geometry.tile_overlap}, batch "

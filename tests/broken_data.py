@@ -211,32 +211,31 @@ def video(root: Path) -> list[Path]:
     return [root / "val/images/scene1_0000.png"]
 
 
+def erase_class(masks: Path) -> None:
+    """Class 1 becomes class 0 in every mask of a folder."""
+    for path in masks.iterdir():
+        mask = np.asarray(Image.open(path)).copy()
+        mask[mask == 1] = 0
+        Image.fromarray(mask).save(path)
+
+
 def class_nowhere(root: Path) -> list[Path]:
     (root / "dataset.yaml").write_text(PAGE.replace("sky]", "sky, sea]"))
     return []
 
 
 def class_not_in_val(root: Path) -> list[Path]:
-    for path in (root / "val/masks").iterdir():
-        mask = np.asarray(Image.open(path)).copy()
-        mask[mask == 1] = 0
-        Image.fromarray(mask).save(path)
+    erase_class(root / "val/masks")
     return []
 
 
 def class_not_in_train(root: Path) -> list[Path]:
-    for path in (root / "train/masks").iterdir():
-        mask = np.asarray(Image.open(path)).copy()
-        mask[mask == 1] = 0
-        Image.fromarray(mask).save(path)
+    erase_class(root / "train/masks")
     return []
 
 
 def rare_class(root: Path) -> list[Path]:
-    for path in (root / "train/masks").iterdir():
-        mask = np.asarray(Image.open(path)).copy()
-        mask[mask == 1] = 0
-        Image.fromarray(mask).save(path)
+    erase_class(root / "train/masks")
     mask = draw_mask(1)
     mask[mask == 1] = 0
     mask[40, 40] = 1

@@ -1,8 +1,6 @@
 """What `plan` says: the work by reason, a measured sample, and estimates that follow from it."""
 
 import os
-import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deadly import make_deadly_decoder
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -17,7 +16,6 @@ from batchseg import storage
 from batchseg.cluster import StreamPlan
 from batchseg.console import Console
 from batchseg.errors import UserError
-from batchseg.images import ImageHeader, RgbArray, decode_image
 from batchseg.listing import ListOptions
 from batchseg.options import SegmentOptions
 from batchseg.plan import (
@@ -116,15 +114,6 @@ def test_reasons_after_a_run(
         plan_job(str(photos), str(bundle), out, options=SegmentOptions(overlays="none"))
     with pytest.raises(UserError, match=r"--include '\*\.tif' leaves none of the 4 images"):
         plan_job(str(photos), str(bundle), out, options=SegmentOptions(listing=ListOptions(include=("*.tif",))))
-
-
-def make_deadly_decoder() -> Callable[[bytes, ImageHeader, int], RgbArray]:
-    def decode(data: bytes, header: ImageHeader, reduction: int = 1) -> RgbArray:
-        if b"poison" in data:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return decode_image(data, header, reduction)
-
-    return decode
 
 
 def test_an_image_that_kills_its_decoder_is_left_out(

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from deadly import make_deadly_decoder
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -46,17 +47,6 @@ def assert_whole(out: Path) -> None:
     found = verify_output(str(out))
     assert found.is_clean, found.findings
     assert found.is_complete
-
-
-def make_deadly_decoder() -> Callable[[bytes, ImageHeader, int], RgbArray]:
-    """A decoder that takes its process along over a picture with a certain text in it."""
-
-    def decode(data: bytes, header: ImageHeader, reduction: int = 1) -> RgbArray:
-        if b"poison" in data:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return decode_image(data, header, reduction)
-
-    return decode
 
 
 def test_a_poisoned_image_costs_itself_only(bundle: Path, ray_session: None, tmp_path: Path) -> None:

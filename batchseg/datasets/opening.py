@@ -55,6 +55,7 @@ class _Opening:
         self._notes: list[str] = []
 
     def run(self, reason: str) -> Dataset:
+        """Reads the splits and returns the set. reason: how the format was recognised."""
         self._sort_splits()
         read = {
             "pairs": self._read_pairs, "instance_masks": self._read_pairs, "voc": self._read_voc,

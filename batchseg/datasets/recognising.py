@@ -32,6 +32,7 @@ class _Folder:
 
     @classmethod
     def list(cls, location: str) -> "_Folder":
+        """What lies in it, hidden names left out; folders by their names in small letters."""
         found = [entry for entry in storage.list_infos(location, recursive=False) if not entry[0].startswith(".")]
         folders = sorted(name for name, info in found if info.type == pafs.FileType.Directory)
         files = sorted(name for name, info in found if info.type == pafs.FileType.File)

@@ -1,7 +1,7 @@
 """One look at an image and its mask: each is decoded once (a JPEG at an eighth), all else comes from that."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -70,6 +70,7 @@ class _Look:
     troubles: Trouble = field(default=Trouble(0))
 
     def run(self) -> None:
+        """Looks at the image, then at its mask, and leaves in `facts` what it found."""
         header = self._look_at_image()
         self._look_at_mask(header)
         self.facts.samples.troubles[self.index] = self.troubles
@@ -157,8 +158,7 @@ class _Look:
     def _find_value_ids(self, values: Values) -> list[int]:
         """Class id of each value, -1 for those that no class has."""
         lookup = self.looker.classes.lookup
-        ids = [lookup.get(value, -1) for value in values.tolist()]
-        unknown = [value for value, class_id in zip(values.tolist(), ids, strict=True) if class_id < 0]
+        ids, unknown = _look_up(values, lookup)
         if unknown:
             self._note(Trouble.UNKNOWN_VALUE, self.looker.classes.describe_unknown(unknown).partition(". ")[0])
         elif (
@@ -171,9 +171,7 @@ class _Look:
 
     def _find_color_ids(self, codes: Values) -> list[int]:
         """The same for colours."""
-        lookup = self.looker.classes.color_lookup
-        ids = [lookup.get(code, -1) for code in codes.tolist()]
-        unknown = [code for code, class_id in zip(codes.tolist(), ids, strict=True) if class_id < 0]
+        ids, unknown = _look_up(codes, self.looker.classes.color_lookup)
         if unknown:
             self._note(Trouble.UNKNOWN_COLOR, self.looker.classes.describe_unknown_colors(unknown).partition(". ")[0])
         return ids
@@ -193,6 +191,12 @@ class _Look:
         self.facts.class_pixels += counts[:num_classes]
         self.facts.ignored_pixels += int(counts[IGNORE_ID])
         self.facts.samples.present[self.index] = np.packbits(counts[:num_classes] > 0)
+
+
+def _look_up(values: Values, lookup: Mapping[int, int]) -> tuple[list[int], list[int]]:
+    """(class id of each value or -1, the values that have none)."""
+    ids = [lookup.get(value, -1) for value in values.tolist()]
+    return ids, [value for value, class_id in zip(values.tolist(), ids, strict=True) if class_id < 0]
 
 
 def _digest(data: bytes, thumb: npt.NDArray[np.uint8]) -> int:
