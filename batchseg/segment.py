@@ -79,8 +79,8 @@ def segment_images(
             return _run(job, None, lease, console)
     with cluster.connect(address):
         plan = cluster.plan_stream(options.actors, options.gpus_per_actor)
+        cluster.check_shared(job.out)
         with Lease.acquire(job.out, say=console.say, ended=job.ended) as lease:
-            cluster.check_shared(job.out)
             return _run(job, plan, lease, console)
 
 

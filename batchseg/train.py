@@ -60,7 +60,8 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
     data = config.data
     if data == DRAWN_DATA:
         data = str(draw_dataset(_local_folder(storage.join(config.out, "data"))))
-    dataset = open_dataset(data)
+    with console.status(f"opening {data}"):  # a share that is stratified reads all masks
+        dataset = open_dataset(data)
     console.say(f"data {dataset.location}: format {dataset.format} ({dataset.reason})")
     check_same_data(config.out, dataset)
     facts = check_data(dataset, config, console)

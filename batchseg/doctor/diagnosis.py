@@ -50,8 +50,10 @@ class Diagnosis:
 def check_dataset(location: str, console: Console | None = None) -> tuple[Dataset, Diagnosis]:
     """Opens DATA and looks at every sample. Raises UserError when it cannot be opened."""
     problems: list[Problem] = []
-    dataset = open_dataset(location, problems)
-    facts = look_at_all(dataset.splits, dataset.classes, console or Console.quiet())
+    console = console or Console.quiet()
+    with console.status(f"opening {location}"):
+        dataset = open_dataset(location, problems)
+    facts = look_at_all(dataset.splits, dataset.classes, console)
     diagnosis = diagnose(facts, dataset.page)
     videos = find_videos(facts)
     beside = [*find_picture_troubles(facts, videos), *report_videos(facts, dataset.page, videos)]
