@@ -5,13 +5,19 @@ A config is one YAML page. Unknown keys are refused with the nearest known name;
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from batchseg import storage
 from batchseg.errors import UserError
+from batchseg.knobs import AugmentConfig as AugmentConfig
+from batchseg.knobs import ClusterConfig as ClusterConfig
+from batchseg.knobs import InputConfig as InputConfig
+from batchseg.knobs import ModelConfig as ModelConfig
+from batchseg.knobs import Section
+from batchseg.knobs import TrainingConfig as TrainingConfig
 
 RESOLVED_HEADER = "# resolved by batchseg train; data fingerprint "
 """First line of the page that a training run leaves, before the fingerprint of its data."""
@@ -19,138 +25,8 @@ RESOLVED_HEADER = "# resolved by batchseg train; data fingerprint "
 DRAWN_DATA = "drawn"
 """Value of `data` that stands for the set the program draws itself."""
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
-
-def _split_words(value: Any) -> Any:
-    """`360,480` and `360x480` on a command line mean the same as [360, 480] in YAML."""
-    if isinstance(value, str):
-        return [part for part in value.replace("x", ",").strip("[]() ").split(",") if part.strip()]
-    return value
-
-
-def _none_to_null(value: Any) -> Any:
-    return None if value == "none" else value
-
-
-def _null_to_none(value: Any) -> Any:
-    return "none" if value is None else value
-
-
-SizeHw = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_split_words)]
-Range = Annotated[tuple[float, float], BeforeValidator(_split_words)]
-
-
-class _Section(BaseModel):
-    # validate_default keeps a wrong default from hiding until somebody sets the key
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-class ModelConfig(_Section):
-    architecture: Literal["unet"] = Field("unet", description="decoder: unet")
-    encoder: Literal["mobilenet", "mobilenet_v2"] = Field("mobilenet_v2", description="encoder of keras.applications")
-    encoder_width: float = Field(
-        1.0, gt=0, description="width multiplier (alpha) of the encoder; 1.0 is the full width"
-    )
-    encoder_weights: Annotated[str, BeforeValidator(_null_to_none)] = Field(
-        "imagenet", description="imagenet (downloads), a path to .weights.h5, or none"
-    )
-    decoder_channels: Annotated[tuple[PositiveInt, ...], BeforeValidator(_split_words)] = Field(
-        (256, 128, 64, 32),
-        description="channels of the decoder from stride 16 up; 4 numbers end at stride 2, 5 at stride 1",
-    )
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of features dropped before the head; 0 is off")
-
-    @model_validator(mode="after")
-    def _check_channels(self) -> "ModelConfig":
-        if len(self.decoder_channels) not in (4, 5):
-            raise ValueError(f"decoder_channels has {len(self.decoder_channels)} numbers; 4 or 5 are allowed")
-        return self
-
-
-class InputConfig(_Section):
-    size: SizeHw = Field(
-        (360, 480), description="height, width in pixels that each image is resized to; with fit: tile those of a tile"
-    )
-    fit: Literal["resize", "letterbox", "tile"] = Field(
-        "resize",
-        description="resize stretches to `size`; letterbox keeps the aspect ratio and pads; "
-        "tile leaves images at their own size and moves a window over them",
-    )
-    overlap: Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_none_to_null)] = Field(
-        None,
-        description="pixels that neighbouring tiles share, rounded up to the stride of 32; "
-        "none is half of the tile's smaller side, as in nnU-Net, and less is faster. Only with fit: tile",
-    )
-
-    @model_validator(mode="after")
-    def _check_overlap(self) -> "InputConfig":
-        if self.overlap is None:
-            return self
-        if self.fit != "tile":
-            raise ValueError(f"overlap is {self.overlap}, but fit is {self.fit}; only fit: tile has an overlap")
-        if self.overlap > min(self.size) // 2:
-            raise ValueError(
-                f"overlap is {self.overlap}; at most half of the tile's smaller side is allowed: {min(self.size) // 2}"
-            )
-        return self
-
-    @property
-    def tile_overlap(self) -> int:
-        """The overlap meant by `none` filled in; 0 where there are no tiles."""
-        if self.fit != "tile":
-            return 0
-        return min(self.size) // 2 if self.overlap is None else self.overlap
-
-
-class TrainingConfig(_Section):
-    epochs: PositiveInt = Field(60, description="passes over the train split")
-    batch_size: PositiveInt = Field(16, description="images a step, over all workers together")
-    learning_rate: float = Field(1e-3, gt=0, description="peak rate of AdamW")
-    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up; 0 is off. Cosine decay follows")
-    weight_decay: float = Field(1e-2, ge=0, description="decoupled decay, not on norms and biases; 0 is off")
-    dice_weight: float = Field(0.5, ge=0, description="share of Dice added to the cross-entropy; 0 is off")
-    class_weights: Literal["none", "sqrt_median_frequency"] = Field(
-        "none", description="weights of the classes in the cross-entropy: none, or sqrt(median share / share)"
-    )
-    batch_norm_momentum: float = Field(0.9, gt=0, lt=1, description="momentum of the moving statistics")
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
-        "float32", description="compute type of training; val and the bundle are always float32"
-    )
-    seed: int = Field(0, ge=0, description="of weights, order and augmentation")
-    cache_gb: float = Field(4.0, ge=0, description="memory a worker may use to keep decoded images, in GB; 0 is off")
-
-
-class AugmentConfig(_Section):
-    enabled: bool = Field(True, description="false trains on the whole fitted image, unchanged")
-    crop: Annotated[SizeHw | None, BeforeValidator(_none_to_null)] = Field(
-        None, description="height, width in pixels of a training crop; none is the whole image"
-    )
-    scale: Range = Field((0.5, 2.0), description="smallest and largest random zoom; 1,1 is off")
-    flip: Share = Field(0.5, description="share of images mirrored left to right; 0 is off")
-    color: Share = Field(0.3, description="strength of brightness, contrast, saturation and tint; 0 is off")
-
-    @model_validator(mode="after")
-    def _check_scale(self) -> "AugmentConfig":
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale is {list(self.scale)}; allowed is 0 < smallest <= largest")
-        return self
-
-
-Amount = Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class ClusterConfig(_Section):
-    workers: Literal["auto"] | PositiveInt = Field("auto", description="auto is one per GPU; without GPUs 1")
-    gpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=0, le=1)] = Field(
-        "auto", description="0 or 1; auto is 1 where the cluster has a GPU for each worker, else 0"
-    )
-    cpus_per_worker: Amount = Field("auto", description="auto shares the CPUs of the cluster between the workers")
-    max_failures: int = Field(3, ge=0, description="how often a lost worker restarts the group; 0 is never")
-
-
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """A whole training job."""
 
     data: str = Field(
@@ -171,7 +47,7 @@ class TrainConfig(_Section):
 def iterate_knobs() -> Iterator[tuple[str, str, Any]]:
     """Yields (dotted key, help, default) of every knob, in the order of the page."""
     for name, field in TrainConfig.model_fields.items():
-        if isinstance(field.default, _Section):
+        if isinstance(field.default, Section):
             for key, knob in type(field.default).model_fields.items():
                 yield f"{name}.{key}", knob.description or "", knob.default
         else:
@@ -228,7 +104,7 @@ def _describe(problem: Any, source: str) -> str:
     path = [str(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
         section = TrainConfig.model_fields[path[0]].default if len(path) > 1 else None
-        owner = type(section) if isinstance(section, _Section) else TrainConfig
+        owner = type(section) if isinstance(section, Section) else TrainConfig
         return f"config {source}: unknown key {'.'.join(path)!r}; {suggest_name(path[-1], list(owner.model_fields))}"
     dotted = ".".join(path[:2])
     return f"config {source}: {dotted} is {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"

@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "batchseg"
 HEAVY = frozenset({"tensorflow", "keras", "ray"})
 ROOMS = {
-    0: "config storage access retries s3 s3_file images classes geometry tiling metrics errors",
+    0: "config knobs storage access retries s3 s3_file images classes geometry tiling metrics errors",
     1: "datasets doctor augment feed render console presets listing fetching ledger row_index lease clearing digest "
     "outputs verify row_check regions quality runner options columns isolation sanity rle",
     2: "models losses optimizers",
