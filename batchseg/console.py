@@ -130,15 +130,18 @@ class TrainProgress:
                 return  # no worker has said yet whether it goes on or begins
             self._shown_epochs = state.get("resumed", 0)
             if self._shown_epochs:
-                best = max(row["val_miou"] for row in history[: self._shown_epochs])
-                self._console.say(f"going on after epoch {self._shown_epochs}; best val mIoU so far {best:.4f}")
+                best = _best_miou(history[: self._shown_epochs])
+                self._console.say(
+                    f"going on after epoch {self._shown_epochs}"
+                    + (f"; best val mIoU so far {best:.4f}" if best is not None else "")
+                )
         for row in history[self._shown_epochs :]:
-            best = max(item["val_miou"] for item in history[: row["epoch"]])
-            self._console.say(
-                f"epoch {row['epoch']:3d}/{self._epochs}  loss {row['loss']:.4f}  val mIoU {row['val_miou']:.4f}  "
-                f"accuracy {row['val_pixel_accuracy']:.4f}  {row['train_seconds'] + row['val_seconds']:.0f} s"
-                + ("  best" if row["val_miou"] >= best else "")
-            )
+            line = f"epoch {row['epoch']:3d}/{self._epochs}  loss {row['loss']:.4f}  "
+            if row["val_miou"] is not None:
+                line += f"val mIoU {row['val_miou']:.4f}  accuracy {row['val_pixel_accuracy']:.4f}  "
+            line += f"{row['train_seconds'] + row['val_seconds']:.0f} s"
+            is_best = row["val_miou"] is not None and row["val_miou"] == _best_miou(history[: row["epoch"]])
+            self._console.say(line + ("  best" if is_best else ""))
         self._shown_epochs = max(self._shown_epochs, len(history))
 
 
@@ -218,6 +221,10 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _best_miou(history: Sequence[dict[str, Any]]) -> float | None:
+    return max((row["val_miou"] for row in history if row["val_miou"] is not None), default=None)
 
 
 def _share(value: float | None) -> str:

@@ -89,22 +89,81 @@ class InputConfig(Section):
         return min(self.size) // 2 if self.overlap is None else self.overlap
 
 
+def _split_losses(value: Any) -> Any:
+    """`cross_entropy=1,dice=0.5` on a command line means the same as {cross_entropy: 1, dice: 0.5} in YAML."""
+    if isinstance(value, str):
+        pairs = [part.partition("=") for part in value.strip("{} ").replace(":", "=").split(",") if part.strip()]
+        return {name.strip(): share.strip() or 1.0 for name, _, share in pairs}
+    return value
+
+
+def _split_weights(value: Any) -> Any:
+    """`1,2.5,1` on a command line means the same as [1, 2.5, 1] in YAML."""
+    return _split_words(value) if isinstance(value, str) and not value.strip()[:1].isalpha() else value
+
+
+LossName = Literal["cross_entropy", "dice", "focal", "lovasz", "hard_pixels"]
+Positive = Annotated[float, Field(gt=0)]
+
+
 class TrainingConfig(Section):
     epochs: PositiveInt = Field(60, description="passes over the train split")
     batch_size: PositiveInt = Field(16, description="images a step, over all workers together")
-    learning_rate: float = Field(1e-3, gt=0, description="peak rate of AdamW")
-    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up; 0 is off. Cosine decay follows")
+    accumulation: PositiveInt = Field(
+        1, description="parts that each worker's share of a batch is computed in, to save memory; 1 is off"
+    )
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with Nesterov momentum 0.9")
+    learning_rate: float = Field(1e-3, gt=0, description="peak rate; 1e-3 suits adamw, 1e-2 sgd")
+    schedule: Literal["cosine", "poly", "constant"] = Field(
+        "cosine", description="decay of the rate to 1 % at the last step: cosine, poly (power 0.9), or constant"
+    )
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up; 0 is off")
+    encoder_rate: float = Field(1.0, gt=0, le=1, description="share of the rate that the encoder takes; 1 is off")
+    freeze_encoder_epochs: float = Field(
+        0.0, ge=0, description="epochs at the start in which the encoder's weights stay; 0 is off"
+    )
     weight_decay: float = Field(1e-2, ge=0, description="decoupled decay, not on norms and biases; 0 is off")
-    dice_weight: float = Field(0.5, ge=0, description="share of Dice added to the cross-entropy; 0 is off")
-    class_weights: Literal["none", "sqrt_median_frequency"] = Field(
-        "none", description="weights of the classes in the cross-entropy: none, or sqrt(median share / share)"
+    clip_norm: float = Field(5.0, ge=0, description="largest norm of the whole gradient; 0 is off")
+    average_epochs: float = Field(
+        1.0, ge=0, description="epochs that the moving average of weights reaches back; it is shipped; 0 is off"
+    )
+    losses: Annotated[dict[LossName, Positive], BeforeValidator(_split_losses)] = Field(
+        {"cross_entropy": 1.0, "dice": 0.5},
+        description="losses and their shares in the sum: cross_entropy, dice, focal, lovasz, hard_pixels "
+        "(cross-entropy over the hardest pixels of each image)",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the cross-entropy's target spread over all classes; 0 is off"
+    )
+    focal_gamma: float = Field(2.0, ge=0, description="how far the focal loss looks away from easy pixels; 0 is off")
+    hard_pixel_share: float = Field(
+        0.25, gt=0, le=1, description="share of each image's pixels that hard_pixels keeps; 1 is all"
+    )
+    class_weights: Annotated[
+        Literal["none", "median_frequency", "sqrt_median_frequency"] | tuple[Positive, ...],
+        BeforeValidator(_split_weights),
+    ] = Field(
+        "none",
+        description="weights of the classes in all losses but dice and lovasz: none, median_frequency "
+        "(median share / share), its root sqrt_median_frequency, or a number for each class",
     )
     batch_norm_momentum: float = Field(0.9, gt=0, lt=1, description="momentum of the moving statistics")
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
         "float32", description="compute type of training; val and the bundle are always float32"
     )
+    xla: bool = Field(False, description="compile the step with XLA: for GPUs; on a CPU it is slower")
+    val_every: PositiveInt = Field(1, description="epochs between two scorings of val; the last epoch always is scored")
+    stop_after: Annotated[int, Field(ge=0)] = Field(
+        0, description="scorings of val without a better mIoU after which training ends early; 0 is off"
+    )
     seed: int = Field(0, ge=0, description="of weights, order and augmentation")
     cache_gb: float = Field(4.0, ge=0, description="memory a worker may use to keep decoded images, in GB; 0 is off")
+
+    @model_validator(mode="after")
+    def _check_losses(self) -> "TrainingConfig":
+        if not self.losses:
+            raise ValueError("losses is empty; at least one loss is needed")
+        return self
 
 
 class AugmentConfig(Section):

@@ -31,7 +31,7 @@ from batchseg.train_folder import (
     check_out,
     check_same_data,
 )
-from batchseg.train_task import TrainTask, class_weights_from_counts, read_checkpoint
+from batchseg.train_task import TrainTask, choose_class_weights, read_checkpoint
 
 _GOLDEN_SIDE = 192
 
@@ -123,9 +123,9 @@ def make_task(
     config: TrainConfig, encoder_weights: str, dataset: Dataset, facts: doctor.Diagnosis, threads: int, board: Any
 ) -> TrainTask:
     """What every worker is told."""
-    weights = None
-    if config.training.class_weights == "sqrt_median_frequency":
-        weights = class_weights_from_counts(facts.class_pixels["train"])
+    weights = choose_class_weights(
+        config.training.class_weights, facts.class_pixels["train"], dataset.classes.names
+    )
     config = config.model_copy(update={"model": config.model.model_copy(update={"encoder_weights": encoder_weights})})
     return TrainTask(
         config=config,
@@ -210,7 +210,7 @@ def seal_bundle(task: TrainTask, checkpoint: ray.train.Checkpoint, data: dict[st
         state, arrays = read_checkpoint(folder)
     spec = task.config.model.model_copy(update={"encoder_weights": "none"})
     model = build_model(spec, len(task.classes), batch_norm_momentum=task.config.training.batch_norm_momentum)
-    model.set_weights(arrays["weights"])
+    model.set_weights(arrays["average"] or arrays["weights"])
     canvas = _crop_center(load_sample(task.val[0], task.classes, task.geometry).fitted.canvas, task.geometry.stride)
     golden = GoldenSample(canvas, make_forward(model)(canvas[None])[0][0])
     return save_bundle(

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -16,14 +16,14 @@ from batchseg.cluster import Throttle, report_errors
 from batchseg.config import ModelConfig
 from batchseg.errors import ImageError, UserError
 from batchseg.feed import MemoryBudget, SampleCache, Shard, TrainFeed, iterate_val
-from batchseg.losses import cross_entropy, dice
+from batchseg.losses import build_losses
 from batchseg.metrics import ConfusionMatrix
 from batchseg.models import build_model, download_weights
-from batchseg.optimizers import build_optimizer
+from batchseg.optimizers import WeightAverage, build_optimizer
 from batchseg.predict import make_runner
 from batchseg.runtime import load_tensorflow
-from batchseg.train_step import LossTerm, make_step, sum_counts
-from batchseg.train_task import TrainTask, list_variables, read_checkpoint, write_checkpoint
+from batchseg.train_step import StepOptions, make_step, sum_counts
+from batchseg.train_task import TrainTask, is_stalled, list_variables, read_checkpoint, write_checkpoint
 
 VAL_BATCH_SIZE = 8
 
@@ -48,23 +48,35 @@ def train_epochs(task: TrainTask) -> None:
     worker = Worker(task, shard, resumes=checkpoint is not None)
     history = worker.resume(checkpoint)
     for epoch in range(len(history), task.config.training.epochs):
+        if is_stalled(history, task.config.training.stop_after):
+            return
         started = time.monotonic()
         loss = worker.train_epoch(epoch)
         trained = time.monotonic()
-        confusion = worker.score_val(epoch)
+        confusion = worker.score_val(epoch) if worker.is_scored(epoch) else None
         history.append(
             {
                 "epoch": epoch + 1,
                 "loss": loss,
-                "val_miou": confusion.miou,
-                "val_pixel_accuracy": confusion.pixel_accuracy,
-                **{f"val_iou/{name}": float(iou) for name, iou in zip(task.classes.names, confusion.iou, strict=True)},
+                **describe_val(confusion, task.classes.names),
                 "learning_rate": worker.learning_rate,
                 "train_seconds": round(trained - started, 2),
                 "val_seconds": round(time.monotonic() - trained, 2),
             }
         )
         worker.report(history, confusion)
+
+
+def describe_val(confusion: ConfusionMatrix | None, class_names: Sequence[str]) -> dict[str, float | None]:
+    """The columns of an epoch's row about val; None where val was not scored, or has no valid pixel of a class."""
+    if confusion is None:
+        return dict.fromkeys(("val_miou", "val_pixel_accuracy", *(f"val_iou/{name}" for name in class_names)))
+    values = {
+        "val_miou": confusion.miou,
+        "val_pixel_accuracy": confusion.pixel_accuracy,
+        **{f"val_iou/{name}": float(iou) for name, iou in zip(class_names, confusion.iou, strict=True)},
+    }
+    return {key: value if np.isfinite(value) else None for key, value in values.items()}
 
 
 class Worker:
@@ -107,19 +119,27 @@ class Worker:
         keras.config.set_dtype_policy(config.training.precision)
         with self.strategy.scope():
             self.model = build_model(spec, **model_options)
-            self.optimizer = build_optimizer(config.training, self.feed.steps_per_epoch, self.model.trainable_variables)
+            encoder = [layer for layer in self.model.layers if layer.name == "encoder"]
+            self.optimizer = build_optimizer(
+                config.training,
+                self.feed.steps_per_epoch,
+                self.model.trainable_variables,
+                encoder[0].trainable_variables if encoder else (),
+            )
+        self.average = WeightAverage(self.model, config.training.average_epochs * self.feed.steps_per_epoch)
         # Val scores what will be shipped: a float32 twin, whatever training computes in.
         keras.config.set_dtype_policy("float32")
         self.twin = build_model(config.model.model_copy(update={"encoder_weights": "none"}), **model_options)
         self.runner = make_runner(self.twin, self.task.geometry.stride, VAL_BATCH_SIZE)
-        self.step = make_step(self.tf, self.strategy, self.model, self.optimizer, self._loss_terms())
-
-    def _loss_terms(self) -> list[LossTerm]:
-        weights = self.task.class_weights
-        terms = [LossTerm(1.0, lambda y_true, y_pred: cross_entropy(y_true, y_pred, weights))]
-        if self.task.config.training.dice_weight:
-            terms.append(LossTerm(self.task.config.training.dice_weight, dice))
-        return terms
+        self.step = make_step(
+            self.tf,
+            self.strategy,
+            self.model,
+            self.optimizer,
+            build_losses(config.training, self.task.class_weights),
+            self.average,
+            StepOptions(config.training.accumulation, config.training.xla),
+        )
 
     @property
     def learning_rate(self) -> float:
@@ -136,9 +156,14 @@ class Worker:
             self._show("train", epoch, number + 1, self.feed.steps_per_epoch, loss=loss)
         return float(np.mean(losses))
 
+    def is_scored(self, epoch: int) -> bool:
+        """True for every `val_every`th epoch and the last."""
+        training = self.task.config.training
+        return (epoch + 1) % training.val_every == 0 or epoch + 1 == training.epochs
+
     def score_val(self, epoch: int) -> ConfusionMatrix:
         """The confusion matrix over the whole val split, at each image's own size, equal on every worker."""
-        self.twin.set_weights(self.model.get_weights())
+        self.twin.set_weights([np.asarray(weight) for weight in self.average.weights])
         total = ConfusionMatrix.empty(len(self.task.classes))
         samples = iterate_val(self.val_cache, self.shard, max(2, self.task.threads))
         count = len(self.shard.take(range(len(self.val_cache))))
@@ -151,17 +176,18 @@ class Worker:
             self._show("val", epoch, number + 1, count)
         return ConfusionMatrix(sum_counts(self.tf, self.strategy, total.counts))
 
-    def report(self, history: list[dict[str, Any]], confusion: ConfusionMatrix) -> None:
+    def report(self, history: list[dict[str, Any]], confusion: ConfusionMatrix | None) -> None:
         """Tells Ray Train the scores of the last epoch; rank 0 hands over a checkpoint and writes metrics.csv."""
         last = history[-1]
-        metrics = {"epoch": last["epoch"], "val_miou": last["val_miou"] if np.isfinite(last["val_miou"]) else 0.0}
+        # Ray keeps the best checkpoints by this; one without a score is never among them.
+        metrics = {"epoch": last["epoch"], "val_miou": -1.0 if confusion is None else last["val_miou"] or 0.0}
         if self.shard.rank != 0:
             ray.train.report(metrics)
             return
-        scores = confusion.to_scores(self.task.classes.names, len(self.task.val))
+        scores = confusion.to_scores(self.task.classes.names, len(self.task.val)) if confusion else None
         with tempfile.TemporaryDirectory() as folder:
             state = {"history": history, "scores": scores, "fingerprint": self.task.fingerprint}
-            write_checkpoint(folder, self.model, self.optimizer, state)
+            write_checkpoint(folder, list_variables(self.model, self.optimizer, self.average), state)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
         write_metrics_csv(storage.join(self.task.config.out, "metrics.csv"), history)
         self.task.board.put.remote(history=history)
@@ -177,7 +203,7 @@ class Worker:
                 f"out {self.task.config.out} was begun on other data: classes, splits or files of "
                 f"{self.task.config.data} have changed since. Give another --out, or delete that folder."
             )
-        for group, variables in list_variables(self.model, self.optimizer).items():
+        for group, variables in list_variables(self.model, self.optimizer, self.average).items():
             if [variable.shape for variable in variables] != [array.shape for array in arrays[group]]:
                 raise UserError(f"checkpoint {checkpoint.path} does not fit the model: its {group} differ in shape")
             for variable, array in zip(variables, arrays[group], strict=True):
@@ -211,5 +237,6 @@ class Worker:
 def write_metrics_csv(location: str, history: Iterable[dict[str, Any]]) -> None:
     """One line per epoch; always the whole history, so that a resumed run leaves no epoch out or in twice."""
     rows = list(history)
-    lines = [",".join(rows[0]), *(",".join(f"{value:.6g}" for value in row.values()) for row in rows)]
+    cells = [["" if value is None else f"{value:.6g}" for value in row.values()] for row in rows]
+    lines = [",".join(line) for line in [list(rows[0]), *cells]]
     storage.write_atomic(location, "\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""One synchronous data-parallel training step. All that crosses between workers crosses here.
+"""One synchronous data-parallel training step. All that crosses between workers crosses here and in batch_norms.
 
 Few collectives, each of one packed vector: on the CPU a collective costs about 3 ms whatever its size.
 """
@@ -7,54 +7,90 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from batchseg.losses import divide
-from batchseg.models.building import iterate_batch_norms
+from batchseg.batch_norms import speed_up_batch_norms
+from batchseg.losses import Loss, divide
+from batchseg.optimizers import WeightAverage
+
+Tensor = Any
 
 
 @dataclass(frozen=True)
-class LossTerm:
-    """`share` times the quotient of the (sum, weight) that `function(y_true, y_pred)` returns."""
+class StepOptions:
+    """accumulation: parts that a worker's share of the batch is computed in, one after the other. xla: compile."""
 
-    share: float
-    function: Callable[[Any, Any], tuple[Any, Any]]
+    accumulation: int = 1
+    xla: bool = False
 
 
-def make_step(tf: Any, strategy: Any, model: Any, optimizer: Any, terms: list[LossTerm]) -> Callable[[Any, Any], Any]:
+def make_step(
+    tf: Any,
+    strategy: Any,
+    model: Any,
+    optimizer: Any,
+    losses: list[tuple[float, Loss]],
+    average: WeightAverage,
+    options: StepOptions = StepOptions(),
+) -> Callable[[Any, Any], Any]:
     """One step: (images uint8 nxHxWx3, masks uint8 nxHxW) of this worker -> the loss over all workers.
 
-    Each loss is a sum and a weight. The weights are summed over the workers first, each worker divides its sums by
-    those totals, and gradients are summed: so the result is that of one worker with the whole batch, however many
-    pixels are ignored where.
+    losses: each with its share in the sum. Each loss is a sum and a weight. The weights are summed over the workers
+    first, each worker divides its sums by those totals, and gradients are summed: so the result is that of one worker
+    with the whole batch, however many pixels are ignored where, and in however many parts it is computed.
     """
-    if strategy.num_replicas_in_sync > 1:
-        synchronize_batch_norms(tf, model)
+    speed_up_batch_norms(tf, model, strategy.num_replicas_in_sync)
+    num_classes = model.output_shape[-1]
+    variables = model.trainable_variables
 
-    def compute_gradients(images: Any, masks: Any) -> list[Any]:
+    def compute_gradients(images: Tensor, masks: Tensor) -> list[Tensor]:
         """[loss, *gradients], summed over the workers, of one worker's share; inside strategy.run."""
-        with tf.GradientTape() as tape:
-            logits = model(images, training=True)
-            parts = [term.function(masks, logits) for term in terms]
-            weights = sum_over_workers(tf, [tf.stop_gradient(weight) for _, weight in parts])
-            loss = tf.add_n(
-                [
-                    term.share * divide(total, weight)
-                    for term, (total, _), weight in zip(terms, parts, weights, strict=True)
-                ]
-            )
-            scaled = optimizer.scale_loss(loss)
-        return sum_over_workers(tf, [loss, *tape.gradient(scaled, model.trainable_variables)])
+        weights = sum_over_workers(tf, sum_weights(tf, losses, masks, num_classes))
+        total: list[Tensor] = []
+        for part in range(options.accumulation):
+            window = _take_part(tf, masks, part, options.accumulation)
+            # One part after the other: side by side they would need the memory of all of them.
+            with tf.control_dependencies(total), tf.GradientTape() as tape:
+                logits = model(tf.identity(images[window]), training=True)
+                loss = add_losses(tf, losses, masks[window], logits, weights)
+                scaled = optimizer.scale_loss(loss)
+            found = [loss, *tape.gradient(scaled, variables)]
+            total = [old + new for old, new in zip(total, found, strict=True)] if total else found
+        return sum_over_workers(tf, total)
 
     signature = [tf.TensorSpec((None, None, None, 3), tf.uint8), tf.TensorSpec((None, None, None), tf.uint8)]
 
-    @tf.function(input_signature=signature)  # type: ignore[untyped-decorator]
-    def step(images: Any, masks: Any) -> Any:
+    @tf.function(input_signature=signature, jit_compile=options.xla or None)  # type: ignore[untyped-decorator]
+    def step(images: Tensor, masks: Tensor) -> Tensor:
         """Updates the weights and returns the loss, a float32 scalar."""
         loss, *gradients = strategy.run(compute_gradients, args=(images, masks))
         # Outside of strategy.run, where Keras does not sum the gradients once more, tensor by tensor.
-        optimizer.apply(gradients, model.trainable_variables)
+        optimizer.apply(gradients, variables)
+        average.update(optimizer.iterations)
         return loss
 
     return step  # type: ignore[no-any-return]
+
+
+def sum_weights(tf: Any, losses: list[tuple[float, Loss]], masks: Tensor, num_classes: int) -> list[Tensor]:
+    """The weight of each loss for these masks. It depends on the truth alone, so that blank logits do."""
+    shape = tf.concat([tf.shape(masks), [num_classes]], axis=0)
+    blank = tf.ensure_shape(tf.zeros(shape), [None, None, None, num_classes])
+    return [tf.stop_gradient(loss(masks, blank)[1]) for _, loss in losses]
+
+
+def add_losses(
+    tf: Any, losses: list[tuple[float, Loss]], masks: Tensor, logits: Tensor, weights: list[Tensor]
+) -> Tensor:
+    """The sum of all losses with their shares. weights: those of the whole batch."""
+    terms = zip(losses, weights, strict=True)
+    return tf.add_n([share * divide(loss(masks, logits)[0], weight) for (share, loss), weight in terms])
+
+
+def _take_part(tf: Any, masks: Tensor, part: int, parts: int) -> Any:
+    """The slice of a worker's images that a part computes; sizes differ by one where they do not divide."""
+    if parts == 1:
+        return slice(None)
+    count = tf.shape(masks)[0]
+    return slice(part * count // parts, (part + 1) * count // parts)
 
 
 def sum_over_workers(tf: Any, tensors: list[Any]) -> list[Any]:
@@ -66,32 +102,6 @@ def sum_over_workers(tf: Any, tensors: list[Any]) -> list[Any]:
     summed = context.all_reduce(tf.distribute.ReduceOp.SUM, packed)
     pieces = tf.split(summed, [tensor.shape.num_elements() for tensor in tensors])
     return [tf.reshape(piece, tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
-
-
-def synchronize_batch_norms(tf: Any, model: Any) -> None:
-    """Makes every batch norm of `model` take its statistics over all workers. Before the first trace.
-
-    Keras has `synchronized=True` for this; it needs three collectives forward and two back, this one each. It also
-    takes the variance as E(x^2) - E(x)^2, which loses digits; this joins the workers' own variances (Chan et al. 1979).
-    The model that is shipped is another one, with stock layers as they are.
-    """
-
-    def compute_moments(inputs: Any, mask: Any = None) -> tuple[Any, Any]:
-        """(mean, variance) per channel, float32 C each, of NxHxWxC over the N of all workers."""
-        context = tf.distribute.get_replica_context()
-        mean, variance = tf.nn.moments(inputs, list(range(len(inputs.shape) - 1)))
-        count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)
-        # Each worker fills its own row, so that the sum over workers is a table of all of them.
-        row = tf.concat([mean, variance, [count]], axis=0)
-        place = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
-        table = context.all_reduce(tf.distribute.ReduceOp.SUM, place[:, None] * row[None, :])
-        means, variances, counts = tf.split(table, [mean.shape[0], mean.shape[0], 1], axis=1)
-        shares = counts / tf.reduce_sum(counts)
-        total_mean = tf.reduce_sum(shares * means, axis=0)
-        return total_mean, tf.reduce_sum(shares * (variances + tf.square(means - total_mean)), axis=0)
-
-    for layer in iterate_batch_norms(model):
-        layer._moments = compute_moments
 
 
 def sum_counts(tf: Any, strategy: Any, counts: Any) -> Any:

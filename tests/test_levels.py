@@ -20,7 +20,7 @@ ROOMS = {
     1: "datasets doctor augment feed render console presets listing fetching ledger row_index lease clearing digest "
     "outputs verify row_check regions quality runner options columns isolation sanity rle",
     2: "models losses optimizers",
-    3: "runtime bundle predict stages results plan_sample train_step train_task train_folder export",
+    3: "runtime bundle predict stages results plan_sample batch_norms train_step train_task train_folder export",
     4: "cluster train_loop train stream segment_job segment evaluate plan",
     5: "demo cli cli_options __main__ __init__",
 }

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from batchseg.config import TrainingConfig
+from batchseg.errors import UserError
 from batchseg.optimizers import build_optimizer, build_schedule
-from batchseg.train_task import class_weights_from_counts
+from batchseg.train_task import choose_class_weights
 
 
 def test_schedule_warms_up_and_decays() -> None:
@@ -35,5 +36,11 @@ def test_norms_and_biases_do_not_decay() -> None:
 
 
 def test_class_weights_are_roots_of_median_frequency() -> None:
-    assert class_weights_from_counts([400, 100, 25, 0]) == [0.5, 1.0, 2.0, 1.0]
-    assert class_weights_from_counts([10**6, 10**6, 1])[2] == 10.0
+    names = ["a", "b", "c", "d"]
+    assert choose_class_weights("sqrt_median_frequency", [400, 100, 25, 0], names) == [0.5, 1.0, 2.0, 1.0]
+    assert choose_class_weights("median_frequency", [400, 100, 25, 0], names) == [0.25, 1.0, 4.0, 1.0]
+    assert choose_class_weights("sqrt_median_frequency", [10**6, 10**6, 1], names[:3]) == [1.0, 1.0, 10.0]
+    assert choose_class_weights((1.0, 2.0), [5, 5], names[:2]) == [1.0, 2.0]
+    assert choose_class_weights("none", [5, 5], names[:2]) is None
+    with pytest.raises(UserError, match=r"training\.class_weights has 2 numbers, the data has 4 classes: a, b, c, d"):
+        choose_class_weights((1.0, 2.0), [1, 1, 1, 1], names)
