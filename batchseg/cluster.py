@@ -2,14 +2,11 @@
 
 import json
 import logging
-import math
 import os
 import socket
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import batchseg
 from batchseg import storage
-from batchseg.config import ClusterConfig
-from batchseg.errors import StoppedError, UserError, describe_no_space
+from batchseg.errors import UserError
 from batchseg.outputs import JOB_VARIABLE
 from batchseg.outputs import is_submitted_job as is_submitted_job
 from batchseg.outputs import resolve_output as resolve_output
@@ -120,116 +116,6 @@ def _worker_environment(*, is_local: bool) -> dict[str, Any]:
     return environment
 
 
-@dataclass(frozen=True)
-class WorkerPlan:
-    """How many workers, and what each holds. `threads` is what TensorFlow may use in one."""
-
-    workers: int
-    cpus: float
-    gpus: float
-
-    @property
-    def threads(self) -> int:
-        return max(1, math.floor(self.cpus))
-
-
-def plan_training_workers(config: ClusterConfig, batch_size: int) -> WorkerPlan:
-    """Turns `auto` into numbers for this cluster. Raises UserError for what the cluster can never hold."""
-    resources = ray.cluster_resources()
-    cluster_cpus, cluster_gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
-    workers = config.workers if config.workers != "auto" else max(1, int(cluster_gpus))
-    gpus = float(cluster_gpus >= workers) if config.gpus_per_worker == "auto" else config.gpus_per_worker
-    cpus = _share_cpus(workers, gpus) if config.cpus_per_worker == "auto" else config.cpus_per_worker
-    if workers > batch_size:
-        raise UserError(
-            f"cluster.workers is {workers}, training.batch_size is {batch_size}; each worker needs an image"
-        )
-    # A cluster that scales may have more later; what it has now is all that can be checked on a fixed one.
-    if gpus * workers > cluster_gpus and not _can_grow():
-        raise UserError(f"{workers} workers x {gpus:g} GPUs are wanted; the cluster has {cluster_gpus:g}")
-    if cpus * workers > cluster_cpus and not _can_grow():
-        raise UserError(f"{workers} workers x {cpus:g} CPUs are wanted; the cluster has {cluster_cpus:g}")
-    if _count_places(cpus, gpus) < workers and not _can_grow():
-        raise UserError(
-            f"{workers} workers x {cpus:g} CPUs are wanted; the nodes of the cluster have no place for them"
-        )
-    return WorkerPlan(workers, cpus, gpus)
-
-
-def _share_cpus(workers: int, gpus_per_worker: float) -> float:
-    """The most whole cores that each worker can have, no node giving more than it has.
-
-    Where there are more workers than cores, a part of one, and a tenth stays free for Ray.
-    """
-    nodes = [node.get("CPU", 0.0) for node in _list_nodes()]
-    for cores in range(int(sum(nodes) // workers), 0, -1):
-        if _count_places(cores, gpus_per_worker) >= workers:
-            return float(cores)
-    parts = [node / count for node in nodes if node for count in range(1, workers + 1)]
-    fitting = [part for part in parts if _count_places(part, gpus_per_worker) >= workers]
-    return math.floor(min(1.0, max(fitting, default=1.0)) * 90) / 100
-
-
-def _list_nodes() -> list[dict[str, float]]:
-    """The resources of every living node."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _count_places(cpus: float, gpus: float, spare_cpus: float = 0.0) -> int:
-    """How many times cpus and gpus fit on the nodes, when `spare_cpus` stay free on each."""
-    places = 0
-    for node in _list_nodes():
-        wanted = [(node.get("CPU", 0.0) - spare_cpus, cpus), (node.get("GPU", 0.0), gpus)]
-        places += max(0, min((int(there / each + 1e-6) for there, each in wanted if each > 0), default=10**6))
-    return places
-
-
-@dataclass(frozen=True)
-class StreamPlan:
-    """Of segment and evaluate: how many model actors, what Ray reserves for one and for a task of the CPU stages.
-
-    threads: what TensorFlow may use in an actor.
-    """
-
-    actors: int
-    cpus: float
-    gpus: float
-    threads: int
-    stage_cpus: float
-
-
-def plan_stream(actors: int | None = None, gpus_per_actor: float | None = None) -> StreamPlan:
-    """One actor per GPU; without GPUs one per eight CPUs, with all their threads and half of their reservation.
-
-    The other half is for the stages that decode and write. Raises UserError for what the cluster cannot hold.
-    """
-    cpus = [float(node["CPU"]) for node in _list_nodes() if node.get("CPU", 0) > 0]
-    gpus = float(ray.cluster_resources().get("GPU", 0.0))
-    # Small machines get small tasks: one of each stage must find a place beside the actor.
-    stage_cpus = 0.5 if max(cpus, default=2) >= 2 else 0.2
-    per_actor = gpus_per_actor if gpus_per_actor is not None else float(gpus >= 1)
-    if per_actor > 0:
-        places = _count_places(0.0, per_actor)
-        if places < (actors or 1) and not _can_grow():
-            raise UserError(f"{actors or 1} actors x {per_actor:g} GPUs are wanted; the cluster has {gpus:g}")
-        return StreamPlan(actors or max(1, places), 0.0, per_actor, 2, stage_cpus)
-    if not cpus:
-        raise UserError("the cluster has no CPUs yet; say what to wait for, such as --actors 2 --gpus-per-actor 1")
-    count = actors or sum(max(1, int(node // 8)) for node in cpus)
-    threads = max(1, min(int(max(cpus)), int(sum(cpus) // count)))
-    reserved = min(cpus) / 2 if len(cpus) >= count else min(threads, min(cpus)) / 2
-    # Never equal to what the CPU stages have: Ray would run those inside the actor.
-    reserved = reserved + 0.1 if reserved == stage_cpus else reserved
-    if _count_places(reserved, 0.0, stage_cpus) < count:
-        raise UserError(f"--actors {count} leaves no CPU for decoding and writing; the cluster has {sum(cpus):g} CPUs")
-    return StreamPlan(count, reserved, 0.0, threads, stage_cpus)
-
-
-def _can_grow() -> bool:
-    """True on a cluster that Ray's launcher made: its head holds this file, and nodes come when they are asked for."""
-    return os.path.exists(os.path.expanduser("~/ray_bootstrap_config.yaml"))
-
-
 def check_shared(location: str) -> None:
     """On a cluster of several nodes, makes sure that all of them see `location`. Raises UserError otherwise."""
     others = [
@@ -252,115 +138,9 @@ def check_shared(location: str) -> None:
         storage.delete_file(probe)
 
 
-class ProgressBoard:
-    """Where workers say how far they are, for the one console that shows it; an actor."""
-
-    def __init__(self) -> None:
-        self._state: dict[str, Any] = {}
-        self._begun: dict[str, int] = {}
-
-    def put(self, **values: Any) -> None:
-        """Sets values."""
-        self._state.update(values)
-
-    def add(self, **counts: float) -> None:
-        """Adds to counters."""
-        for name, count in counts.items():
-            self._state[name] = self._state.get(name, 0) + count
-
-    def begin(self, work: str) -> int:
-        """How often this piece of work has been begun now: once, or more often when a process died over it."""
-        self._begun[work] = self._begun.get(work, 0) + 1
-        return self._begun[work]
-
-    def end(self, work: str, stage: str, seconds: float) -> None:
-        """A piece of work came to its end, in so many seconds of a stage."""
-        self._begun.pop(work, None)
-        self.add(**{f"busy/{stage}": seconds})
-
-    def read(self) -> dict[str, Any]:
-        return self._state
-
-
-def start_board() -> Any:
-    """A ProgressBoard as an actor beside the driver, which lives as long as its handle."""
-    beside_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ProgressBoard)
-    return board.options(scheduling_strategy=beside_driver).remote()
-
-
-class Throttle:
-    """True at most once in `seconds`."""
-
-    def __init__(self, seconds: float):
-        self._seconds, self._next = seconds, 0.0
-
-    def is_due(self) -> bool:
-        """True if `seconds` have passed since it last was; the first time always."""
-        now = time.monotonic()
-        if now < self._next:
-            return False
-        self._next = now + self._seconds
-        return True
-
-
 def configure_data() -> None:
     """Ray Data without bars and chatter; one failed task ends the job, since images fail as rows."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-@contextmanager
-def report_errors(board: Any) -> Iterator[None]:
-    """In a worker: puts what the user has to mend on the board, and raises it.
-
-    Ray wraps what a worker raises, and of most wrappers only the text reaches the driver.
-    """
-    try:
-        yield
-    except (UserError, StoppedError, OSError) as error:
-        found = describe_no_space(error) or error
-        if not isinstance(found, OSError):
-            ray.get(board.put.remote(fatal=str(found), stopped=isinstance(found, StoppedError)))
-        raise
-
-
-def raise_reported(board: Any) -> None:
-    """In the driver: raises what a worker has put on the board."""
-    try:
-        state = ray.get(board.read.remote(), timeout=_CONNECT_TIMEOUT_S)
-    except ray.exceptions.RayError:
-        return  # without a board the error itself is what there is to tell
-    if "fatal" in state:
-        raise StoppedError(state["fatal"]) if state["stopped"] else UserError(state["fatal"])
-
-
-@contextmanager
-def unwrap_errors(board: Any) -> Iterator[None]:
-    """In the driver: raises the UserError or StoppedError behind a failure of Ray, if there is one."""
-    try:
-        yield
-    except (ray.exceptions.RayError, ray.train.TrainingFailedError, RuntimeError) as error:
-        raise_reported(board)
-        inner = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
-        for cause in (error, *inner):
-            if found := find_cause(cause):
-                raise found from None
-        raise
-
-
-def find_cause(error: BaseException | None) -> UserError | StoppedError | None:
-    """The UserError or StoppedError in a chain of causes; a full disk is a StoppedError."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        # Ray's RayTaskError is of the type of its cause as well, but its text is a traceback: the cause goes first.
-        inner = getattr(error, "cause", None) or error.__cause__ or error.__context__
-        if isinstance(error, (UserError, StoppedError)) and not isinstance(error, ray.exceptions.RayError):
-            return error
-        if not isinstance(error, ray.exceptions.RayError) and (full := describe_no_space(error)):
-            return full
-        error = inner
-    return None

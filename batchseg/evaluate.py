@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchseg import cluster, storage
+from batchseg import board as boards
+from batchseg import cluster, sizing, storage
 from batchseg.bundle import check_weights, read_card
 from batchseg.classes import ClassTable
 from batchseg.console import Console, CountProgress, watch_board
@@ -47,11 +48,11 @@ def evaluate_dataset(
     samples = dataset.samples(split)
     _check_classes(dataset, card.classes, bundle)
     with cluster.connect(address):
-        plan = cluster.plan_stream(actors, gpus_per_actor)
-        board = cluster.start_board()
+        plan = sizing.plan_stream(actors, gpus_per_actor)
+        board = boards.start_board()
         score = ScoreStage(dataset.classes, card.geometry, board)
         fit = FitStage(card.geometry, DEFAULT_MAX_MEGAPIXELS, None)
-        with watch_board(board, CountProgress(console, len(samples), "scored")), cluster.unwrap_errors(board):
+        with watch_board(board, CountProgress(console, len(samples), "scored")), boards.unwrap_errors(board):
             stream = build_stream(_list_samples(samples), fit, ModelSpec(card.location, batch_size), plan, board)
             parts = add_last_stage(stream, score, plan, board).take_all()
     total, problems = sum_scores(parts, len(dataset.classes))

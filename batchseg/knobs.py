@@ -185,10 +185,25 @@ class AugmentConfig(Section):
 Amount = Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+def _split_workers(value: Any) -> Any:
+    """`1,4` on a command line means the same as [1, 4] in YAML."""
+    return _split_words(value) if isinstance(value, str) and set(value) & set(",x[") else value
+
+
 class ClusterConfig(Section):
-    workers: Literal["auto"] | PositiveInt = Field("auto", description="auto is one per GPU; without GPUs 1")
+    workers: Annotated[
+        Literal["auto"] | PositiveInt | tuple[PositiveInt, PositiveInt], BeforeValidator(_split_workers)
+    ] = Field(
+        "auto", description="auto is one per GPU, without GPUs 1; smallest,largest lets the group shrink and grow"
+    )
     gpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=0, le=1)] = Field(
         "auto", description="0 or 1; auto is 1 where the cluster has a GPU for each worker, else 0"
     )
     cpus_per_worker: Amount = Field("auto", description="auto shares the CPUs of the cluster between the workers")
     max_failures: int = Field(3, ge=0, description="how often a lost worker restarts the group; 0 is never")
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> "ClusterConfig":
+        if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
+            raise ValueError(f"workers is {list(self.workers)}; allowed is smallest <= largest")
+        return self

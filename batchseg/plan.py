@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from batchseg import cluster, ledger, storage
+from batchseg import board as boards
+from batchseg import cluster, ledger, sizing, storage
 from batchseg.console import Console, format_duration
 from batchseg.errors import StoppedError
 from batchseg.images import decode_image
@@ -52,7 +53,7 @@ class JobPlan:
     root: str
     out: str
     reasons: dict[str, int]
-    stream: cluster.StreamPlan | None
+    stream: sizing.StreamPlan | None
     cpus: float
     cost: SampleCost | None
     gone: int = 0
@@ -108,7 +109,7 @@ def plan_job(
     step = max(1, len(work.todo) // SAMPLE_IMAGES)
     sample = work.todo.take(list(range(0, len(work.todo), step))[:SAMPLE_IMAGES])
     with cluster.connect(address):
-        plan = cluster.plan_stream(options.actors, options.gpus_per_actor)
+        plan = sizing.plan_stream(options.actors, options.gpus_per_actor)
         cpus = ray.cluster_resources().get("CPU", 1.0)
         with console.status(f"measuring {len(sample)} images"):
             cost = _measure(job, sample, plan, cpus)
@@ -116,7 +117,7 @@ def plan_job(
     return JobPlan(job.listing.root, job.out, work.reasons, plan, cpus, cost, gone, remote)
 
 
-def _measure(job: SegmentJob, sample: pa.Table, plan: cluster.StreamPlan, cpus: float) -> SampleCost:
+def _measure(job: SegmentJob, sample: pa.Table, plan: sizing.StreamPlan, cpus: float) -> SampleCost:
     """measure_sample where a model actor would run."""
     measure = ray.remote(num_cpus=min(plan.threads, cpus), num_gpus=plan.gpus, max_retries=1)(measure_sample)
     try:
@@ -129,7 +130,7 @@ def _measure(job: SegmentJob, sample: pa.Table, plan: cluster.StreamPlan, cpus: 
             f"small? A smaller --batch-size needs less"
         ) from error
     except ray.exceptions.RayTaskError as error:
-        raise cluster.find_cause(error) or error from None
+        raise boards.find_cause(error) or error from None
     return found
 
 
@@ -172,7 +173,7 @@ def show_plan(console: Console, plan: JobPlan, options: SegmentOptions, price_pe
     )
 
 
-def _show_sample(console: Console, cost: SampleCost, stream: cluster.StreamPlan) -> None:
+def _show_sample(console: Console, cost: SampleCost, stream: sizing.StreamPlan) -> None:
     failed = ", ".join(f"{count} {kind}" for kind, count in cost.failures.items())
     steps = [
         ("fetch", cost.fetch_seconds),

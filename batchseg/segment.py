@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from batchseg import clearing, cluster, ledger, storage
+from batchseg import board as boards
+from batchseg import clearing, cluster, ledger, sizing, storage
 from batchseg.bundle import BundleCard
 from batchseg.console import Console, CountProgress, format_duration, watch_board
 from batchseg.errors import StoppedError, UserError
@@ -78,13 +79,13 @@ def segment_images(
         with Lease.acquire(job.out, say=console.say, ended=job.ended) as lease:
             return _run(job, None, lease, console)
     with cluster.connect(address):
-        plan = cluster.plan_stream(options.actors, options.gpus_per_actor)
+        plan = sizing.plan_stream(options.actors, options.gpus_per_actor)
         cluster.check_shared(job.out)
         with Lease.acquire(job.out, say=console.say, ended=job.ended) as lease:
             return _run(job, plan, lease, console)
 
 
-def _run(job: SegmentJob, plan: cluster.StreamPlan | None, lease: Lease, console: Console) -> SegmentResult:
+def _run(job: SegmentJob, plan: sizing.StreamPlan | None, lease: Lease, console: Console) -> SegmentResult:
     """Everything that writes. plan: None where there is nothing to stream."""
     started = time.monotonic()
     # Another job may have come and gone between our first look and our lease.
@@ -139,10 +140,10 @@ def _prepare_out(job: SegmentJob, console: Console) -> None:
 
 
 def _stream(
-    job: SegmentJob, todo: pa.Table, plan: cluster.StreamPlan, lease: Lease, console: Console
+    job: SegmentJob, todo: pa.Table, plan: sizing.StreamPlan, lease: Lease, console: Console
 ) -> dict[str, Any]:
     """The stream, its rows committed as they come. Returns how fast. Raises UserError or StoppedError of a stage."""
-    started, board, options = time.monotonic(), cluster.start_board(), job.options
+    started, board, options = time.monotonic(), boards.start_board(), job.options
     facts = JobFacts(
         job.out, job.run, lease.token, job.card.digest, job.card.classes, job.card.geometry, _find_band(job.card)
     )
@@ -151,7 +152,7 @@ def _stream(
     )
     model = ModelSpec(job.card.location, options.batch_size, options.inference)
     shown = watch_board(board, CountProgress(console, len(todo), "segmented"))
-    with shown, cluster.unwrap_errors(board), Committer(facts, board) as committer:
+    with shown, boards.unwrap_errors(board), Committer(facts, board) as committer:
         rows = add_last_stage(
             build_stream(todo, fit, model, plan, board),
             WriteStage(facts, options, board),
@@ -176,7 +177,7 @@ def _commit_all(
     """Drives the stream to its end, with an eye on how it goes."""
     share = job.card.data.get("single_class_share")
     check = SanityCheck(share, _find_band(job.card), job.options.max_failed_share, job.options.sanity_check)
-    due = cluster.Throttle(_LOOK_SECONDS)
+    due = boards.Throttle(_LOOK_SECONDS)
     for bundle in rows.iter_internal_ref_bundles():
         committer.add(bundle)
         # Each time, not now and then: a stream may end within a moment.

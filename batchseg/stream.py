@@ -17,7 +17,8 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 
-from batchseg import cluster, ledger
+from batchseg import board as boards
+from batchseg import cluster, ledger, sizing
 from batchseg.columns import replace_columns
 from batchseg.errors import StoppedError
 from batchseg.lease import check_token
@@ -46,7 +47,7 @@ class ModelSpec:
 
 
 def build_stream(
-    todo: pa.Table, fit: FitStage, model: ModelSpec, plan: cluster.StreamPlan, board: Any
+    todo: pa.Table, fit: FitStage, model: ModelSpec, plan: sizing.StreamPlan, board: Any
 ) -> ray.data.Dataset:
     """Table with `uri` -> dataset with `ids`. Stages that scale apart; `evaluate` takes the same ones."""
     cluster.configure_data()
@@ -70,7 +71,7 @@ def build_stream(
 
 
 def add_last_stage(
-    images: ray.data.Dataset, stage: Callable[[pa.Table], pa.Table], plan: cluster.StreamPlan, board: Any
+    images: ray.data.Dataset, stage: Callable[[pa.Table], pa.Table], plan: sizing.StreamPlan, board: Any
 ) -> ray.data.Dataset:
     """The stream with WriteStage or ScoreStage at its end."""
     return images.map_batches(Guarded(stage, board), batch_size=None, batch_format="pyarrow", num_cpus=plan.stage_cpus)
@@ -87,7 +88,7 @@ class Guarded:
         self._stage, self._board = stage, board
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        with cluster.report_errors(self._board), self._count_attempt(table) as attempt:
+        with boards.report_errors(self._board), self._count_attempt(table) as attempt:
             if attempt == 1:
                 yield from self._do(table)
             else:
@@ -137,7 +138,7 @@ class ModelActor(Guarded):
     """PredictStage in an actor of its own; a bundle that this machine cannot run ends the job with its message."""
 
     def __init__(self, board: Any, model: ModelSpec, threads: int):
-        with cluster.report_errors(board):
+        with boards.report_errors(board):
             super().__init__(PredictStage(model.bundle, model.batch_size, threads, model.inference), board)
 
 
@@ -203,7 +204,7 @@ class Committer:
 
 def commit_blocks(job: JobFacts, board: Any, *blocks: pa.Table) -> int:
     """In a task: rows -> at most two parts, one of good and one of failed rows. Run twice, it writes the same names."""
-    with cluster.report_errors(board):
+    with boards.report_errors(board):
         rows = pa.concat_tables(blocks)
         has_failed = pc.is_valid(rows["error_kind"])
         check_token(job.out, job.lease)

@@ -12,7 +12,8 @@ import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-from batchseg import cluster, doctor, storage
+from batchseg import board as boards
+from batchseg import cluster, doctor, sizing, storage
 from batchseg import geometry as geo
 from batchseg.bundle import BundleCard, GoldenSample, save_bundle
 from batchseg.config import DRAWN_DATA, RESOLVED_HEADER, TrainConfig
@@ -66,7 +67,9 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
     check_same_data(config.out, dataset)
     facts = check_data(dataset, config, console)
     with cluster.connect(address):
-        plan = cluster.plan_training_workers(config.cluster, config.training.batch_size)
+        plan = sizing.plan_training_workers(
+            config.cluster, config.training.batch_size, config.training.accumulation
+        )
         storage.make_folder(config.out)
         cluster.check_shared(config.out)
         console.log_into(config.out)
@@ -75,13 +78,13 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
         page = f"{RESOLVED_HEADER}{dataset.fingerprint()}\n{config.to_yaml()}"
         storage.write_atomic(storage.join(config.out, CONFIG_FILE), page)
         write_splits(dataset, storage.join(config.out, SPLITS_FOLDER))
-        board = cluster.start_board()
+        board = boards.start_board()
         task = make_task(config, weights, dataset, facts, plan.threads, board)
         console.say(
             f"training {config.model.architecture} on {config.model.encoder}: {len(task.train)} train and "
-            f"{len(task.val)} val images, {plan.workers} x {plan.cpus:g} CPU {plan.gpus:g} GPU -> {config.out}"
+            f"{len(task.val)} val images, {plan.describe()} x {plan.cpus:g} CPU {plan.gpus:g} GPU -> {config.out}"
         )
-        with cluster.unwrap_errors(board):
+        with boards.unwrap_errors(board):
             with watch_board(board, TrainProgress(console, config.training.epochs)):
                 best = run_training(task, plan)
             with console.status("sealing the bundle"):
@@ -149,7 +152,7 @@ def _find_weights(given: str) -> str:
     return absolute
 
 
-def run_training(task: TrainTask, plan: cluster.WorkerPlan) -> ray.train.Checkpoint:
+def run_training(task: TrainTask, plan: sizing.WorkerPlan) -> ray.train.Checkpoint:
     """Runs Ray Train to the end and returns the checkpoint with the best val mIoU. An earlier run goes on."""
     load_tensorflow()  # both of these import it: late and quietly
     from ray.train.tensorflow import TensorflowTrainer
@@ -160,7 +163,7 @@ def run_training(task: TrainTask, plan: cluster.WorkerPlan) -> ray.train.Checkpo
         run_worker,
         train_loop_config={"task": task},
         scaling_config=ScalingConfig(
-            num_workers=plan.workers,
+            num_workers=plan.size,
             use_gpu=plan.gpus > 0,
             resources_per_worker={"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})},
         ),
@@ -175,7 +178,7 @@ def run_training(task: TrainTask, plan: cluster.WorkerPlan) -> ray.train.Checkpo
         ),
     )
     result = _fit_interruptibly(trainer)
-    cluster.raise_reported(task.board)
+    boards.raise_reported(task.board)
     checkpoints = result.best_checkpoints or []
     if not checkpoints:
         raise RuntimeError("Ray Train ended without a checkpoint")

@@ -12,7 +12,7 @@ import ray.train
 
 from batchseg import geometry as geo
 from batchseg import storage
-from batchseg.cluster import Throttle, report_errors
+from batchseg.board import Throttle, report_errors
 from batchseg.config import ModelConfig
 from batchseg.errors import ImageError, UserError
 from batchseg.feed import MemoryBudget, SampleCache, Shard, TrainFeed, iterate_val

@@ -16,7 +16,8 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from batchseg import cluster
+from batchseg import board as boards
+from batchseg import cluster, sizing
 from batchseg.config import ClusterConfig
 from batchseg.errors import StoppedError, UserError
 
@@ -78,7 +79,7 @@ def place(nodes: Sequence[Node], count: int, cpus: float, gpus: float) -> list[l
     return outcomes
 
 
-def check_stream(nodes: Sequence[Node], plan: cluster.StreamPlan) -> None:
+def check_stream(nodes: Sequence[Node], plan: sizing.StreamPlan) -> None:
     assert plan.actors >= 1
     assert plan.threads >= 1
     assert plan.stage_cpus > 0
@@ -106,7 +107,7 @@ def check_stream(nodes: Sequence[Node], plan: cluster.StreamPlan) -> None:
 )
 def test_stream_without_gpus(set_shape: SetShape, shape: str, actors: int, threads: int) -> None:
     set_shape(CPU_SHAPES[shape])
-    plan = cluster.plan_stream()
+    plan = sizing.plan_stream()
     assert (plan.actors, plan.threads, plan.gpus) == (actors, threads, 0)
     assert plan.cpus > 0
     check_stream(CPU_SHAPES[shape], plan)
@@ -114,7 +115,7 @@ def test_stream_without_gpus(set_shape: SetShape, shape: str, actors: int, threa
 
 def test_stream_on_uneven_nodes(set_shape: SetShape) -> None:
     set_shape(CPU_SHAPES["4+2x8"])
-    plan = cluster.plan_stream()
+    plan = sizing.plan_stream()
     assert plan.actors == 3
     assert 4 <= plan.threads <= 8
     check_stream(CPU_SHAPES["4+2x8"], plan)
@@ -123,21 +124,21 @@ def test_stream_on_uneven_nodes(set_shape: SetShape) -> None:
 @pytest.mark.parametrize(("shape", "actors"), zip(GPU_SHAPES, [2, 2, 4], strict=True))
 def test_stream_with_gpus(set_shape: SetShape, shape: str, actors: int) -> None:
     set_shape(GPU_SHAPES[shape])
-    plan = cluster.plan_stream()
+    plan = sizing.plan_stream()
     assert (plan.actors, plan.gpus) == (actors, 1)
     check_stream(GPU_SHAPES[shape], plan)
 
 
 def test_stream_with_gpus_that_are_not_wanted(set_shape: SetShape) -> None:
     set_shape(GPU_SHAPES["2x8 with a GPU"])
-    plan = cluster.plan_stream(gpus_per_actor=0)
+    plan = sizing.plan_stream(gpus_per_actor=0)
     assert (plan.actors, plan.gpus, plan.threads) == (2, 0, 8)
     check_stream(GPU_SHAPES["2x8 with a GPU"], plan)
 
 
 def test_actors_may_share_a_gpu(set_shape: SetShape) -> None:
     set_shape(GPU_SHAPES["2x8 with a GPU"])
-    plan = cluster.plan_stream(gpus_per_actor=0.5)
+    plan = sizing.plan_stream(gpus_per_actor=0.5)
     assert (plan.actors, plan.gpus) == (4, 0.5)
     check_stream(GPU_SHAPES["2x8 with a GPU"], plan)
 
@@ -148,7 +149,7 @@ def test_any_number_of_actors_fits_or_is_refused(set_shape: SetShape, shape: str
     refused = []
     for actors in range(1, 81):
         try:
-            plan = cluster.plan_stream(actors)
+            plan = sizing.plan_stream(actors)
         except UserError:
             refused.append(actors)
             continue
@@ -163,7 +164,7 @@ def test_any_number_of_actors_fits_or_is_refused(set_shape: SetShape, shape: str
 def test_too_many_actors(set_shape: SetShape, shape: str, actors: int) -> None:
     set_shape(CPU_SHAPES[shape])
     with pytest.raises(UserError, match=rf"--actors {actors} leaves no CPU for decoding and writing; the cluster has"):
-        cluster.plan_stream(actors)
+        sizing.plan_stream(actors)
 
 
 @pytest.mark.parametrize(
@@ -181,13 +182,13 @@ def test_too_many_actors(set_shape: SetShape, shape: str, actors: int) -> None:
 def test_too_many_gpus(set_shape: SetShape, shape: str, actors: int | None, gpus_per_actor: float | None) -> None:
     set_shape(ALL_SHAPES[shape])
     with pytest.raises(UserError, match=r"GPUs? .*the cluster has"):
-        cluster.plan_stream(actors, gpus_per_actor)
+        sizing.plan_stream(actors, gpus_per_actor)
 
 
 def test_parts_of_a_gpu_that_do_not_add_up(set_shape: SetShape) -> None:
     nodes = GPU_SHAPES["2x8 with a GPU"]
     set_shape(nodes)
-    check_stream(nodes, cluster.plan_stream(gpus_per_actor=0.6))
+    check_stream(nodes, sizing.plan_stream(gpus_per_actor=0.6))
 
 
 # --- training ---
@@ -210,7 +211,7 @@ def test_parts_of_a_gpu_that_do_not_add_up(set_shape: SetShape) -> None:
 )
 def test_training_sizes_itself(set_shape: SetShape, shape: str, plan: tuple[int, int, int]) -> None:
     set_shape(ALL_SHAPES[shape])
-    found = cluster.plan_training_workers(ClusterConfig(), batch_size=8)
+    found = sizing.plan_training_workers(ClusterConfig(), batch_size=8)
     assert (found.workers, found.cpus, found.gpus) == plan
     assert found.threads == max(1, int(found.cpus))
 
@@ -219,7 +220,7 @@ def test_training_sizes_itself(set_shape: SetShape, shape: str, plan: tuple[int,
 @pytest.mark.parametrize("workers", range(1, 9))
 def test_any_number_of_workers_finds_places(set_shape: SetShape, shape: str, workers: int) -> None:
     set_shape(ALL_SHAPES[shape])
-    plan = cluster.plan_training_workers(ClusterConfig(workers=workers, gpus_per_worker=0), batch_size=8)
+    plan = sizing.plan_training_workers(ClusterConfig(workers=workers, gpus_per_worker=0), batch_size=8)
     assert (plan.workers, plan.gpus) == (workers, 0)
     assert plan.cpus > 0
     place(ALL_SHAPES[shape], plan.workers, plan.cpus, plan.gpus)
@@ -229,7 +230,7 @@ def test_any_number_of_workers_finds_places(set_shape: SetShape, shape: str, wor
 @pytest.mark.parametrize("workers", range(1, 9))
 def test_auto_gpus_are_one_for_each_or_none(set_shape: SetShape, shape: str, workers: int) -> None:
     set_shape(GPU_SHAPES[shape])
-    plan = cluster.plan_training_workers(ClusterConfig(workers=workers), batch_size=8)
+    plan = sizing.plan_training_workers(ClusterConfig(workers=workers), batch_size=8)
     assert plan.gpus == float(sum(gpus for _, gpus in GPU_SHAPES[shape]) >= workers)
     place(GPU_SHAPES[shape], plan.workers, plan.cpus, plan.gpus)
 
@@ -250,7 +251,7 @@ def test_auto_gpus_are_one_for_each_or_none(set_shape: SetShape, shape: str, wor
 )
 def test_share_of_cpus(set_shape: SetShape, nodes: list[Node], workers: int, gpus: float, cpus: float) -> None:
     set_shape(nodes)
-    assert cluster._share_cpus(workers, gpus) == cpus
+    assert sizing._share_cpus(workers, gpus) == cpus
 
 
 @pytest.mark.parametrize(
@@ -267,15 +268,15 @@ def test_share_of_cpus(set_shape: SetShape, nodes: list[Node], workers: int, gpu
 def test_what_a_cluster_cannot_hold(set_shape: SetShape, shape: str, config: dict[str, int], message: str) -> None:
     set_shape(ALL_SHAPES[shape])
     with pytest.raises(UserError, match=message):
-        cluster.plan_training_workers(ClusterConfig.model_validate(config), batch_size=8)
+        sizing.plan_training_workers(ClusterConfig.model_validate(config), batch_size=8)
 
 
 def test_a_cluster_that_grows_may_be_asked_for_more(set_shape: SetShape, tmp_path: Path) -> None:
     set_shape(CPU_SHAPES["1x2"])
     (tmp_path / "ray_bootstrap_config.yaml").write_text("")
     config = ClusterConfig(workers=4, gpus_per_worker=1, cpus_per_worker=4)
-    assert cluster.plan_training_workers(config, batch_size=8) == cluster.WorkerPlan(4, 4, 1)
-    assert cluster.plan_stream(gpus_per_actor=1, actors=2).actors == 2
+    assert sizing.plan_training_workers(config, batch_size=8) == sizing.WorkerPlan(4, 4, 1)
+    assert sizing.plan_stream(gpus_per_actor=1, actors=2).actors == 2
 
 
 # --- errors ---
@@ -296,8 +297,8 @@ def chain(*errors: BaseException, by: str = "__cause__") -> BaseException:
 @pytest.mark.parametrize("by", ["__cause__", "__context__", "cause"])
 @pytest.mark.parametrize("wanted", [UserError("the mask is wrong"), StoppedError("the disk is full")])
 def test_cause_at_the_end_of_a_chain(wanted: Exception, by: str) -> None:
-    assert cluster.find_cause(wanted) is wanted
-    assert cluster.find_cause(chain(RuntimeError("a"), ValueError("b"), KeyError("c"), wanted, by=by)) is wanted
+    assert boards.find_cause(wanted) is wanted
+    assert boards.find_cause(chain(RuntimeError("a"), ValueError("b"), KeyError("c"), wanted, by=by)) is wanted
 
 
 @pytest.mark.parametrize("kind", [UserError, StoppedError])
@@ -306,24 +307,24 @@ def test_the_inner_error_is_preferred_to_rays_copy(kind: type[Exception]) -> Non
     assert isinstance(wrapped, kind)
     assert "Traceback" in str(wrapped)
     for error in (wrapped, chain(RuntimeError("a"), wrapped), wrap_as_ray_does(chain(RuntimeError("a"), wrapped))):
-        found = cluster.find_cause(error)
+        found = boards.find_cause(error)
         assert type(found) is kind
         assert str(found) == "mask m.png is wrong"
 
 
 def test_no_cause() -> None:
-    assert cluster.find_cause(None) is None
-    assert cluster.find_cause(chain(RuntimeError("a"), ValueError("b"))) is None
-    assert cluster.find_cause(wrap_as_ray_does(PermissionError(errno.EACCES, "denied"))) is None
+    assert boards.find_cause(None) is None
+    assert boards.find_cause(chain(RuntimeError("a"), ValueError("b"))) is None
+    assert boards.find_cause(wrap_as_ray_does(PermissionError(errno.EACCES, "denied"))) is None
     circle = RuntimeError("a")
-    assert cluster.find_cause(chain(circle, ValueError("b"), circle)) is None
+    assert boards.find_cause(chain(circle, ValueError("b"), circle)) is None
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_a_stop(number: int) -> None:
     full = OSError(number, "no space", "/out/rows/part")
     for error in (full, chain(RuntimeError("a"), full), wrap_as_ray_does(full)):
-        found = cluster.find_cause(error)
+        found = boards.find_cause(error)
         assert isinstance(found, StoppedError)
         assert "/out/rows/part" in str(found)
         assert "Traceback" not in str(found)
@@ -331,7 +332,7 @@ def test_a_full_disk_is_a_stop(number: int) -> None:
 
 def test_a_full_disk_met_while_another_error_was_handled() -> None:
     full = OSError(errno.ENOSPC, "no space", "/out/x")
-    assert isinstance(cluster.find_cause(chain(full, KeyError("unrelated"), by="__context__")), StoppedError)
+    assert isinstance(boards.find_cause(chain(full, KeyError("unrelated"), by="__context__")), StoppedError)
 
 
 # --- where a submitted job writes ---

@@ -13,7 +13,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from batchseg import storage
-from batchseg.cluster import StreamPlan
 from batchseg.console import Console
 from batchseg.errors import UserError
 from batchseg.listing import ListOptions
@@ -30,6 +29,7 @@ from batchseg.plan import (
 from batchseg.plan_sample import SampleCost
 from batchseg.quality import InferenceOptions
 from batchseg.segment import segment_images
+from batchseg.sizing import StreamPlan
 
 COST = SampleCost(
     images=10, failures={}, left_out=(), fetch_seconds=0.005, decode_seconds=0.015, model_seconds=0.1,

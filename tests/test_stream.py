@@ -11,7 +11,8 @@ import pytest
 import ray
 import ray.data
 
-from batchseg import cluster, ledger, stream
+from batchseg import board as boards
+from batchseg import ledger, stream
 from batchseg.classes import parse_classes
 from batchseg.errors import StoppedError
 from batchseg.geometry import Geometry
@@ -33,8 +34,8 @@ def run_guarded(names: list[str], deadly: str) -> list[tuple[str, str | None]]:
 
     nulls = pa.nulls(len(names), pa.string())
     todo = pa.table({"image_id": names, "error_kind": nulls, "error": nulls})
-    board = cluster.start_board()
-    with cluster.unwrap_errors(board):
+    board = boards.start_board()
+    with boards.unwrap_errors(board):
         done = (
             ray.data.from_arrow(todo)
             .repartition(target_num_rows_per_block=8)
@@ -67,7 +68,7 @@ def test_rows_do_not_wait_for_the_next_block(
     rows = ray.data.from_arrow(pa.Table.from_pylist([row], schema))
     with Lease.acquire(out, say=print) as lease:
         facts = JobFacts(out, 1, lease.token, "digest", CLASSES, Geometry((32, 32), "resize", 32, 0), None)
-        with Committer(facts, cluster.start_board()) as committer:
+        with Committer(facts, boards.start_board()) as committer:
             for bundle in rows.iter_internal_ref_bundles():
                 committer.add(bundle)
             deadline = time.monotonic() + 60

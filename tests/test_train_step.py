@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from batchseg import cluster
+from batchseg import board as boards
 from batchseg.config import TrainConfig, load_config
 from batchseg.datasets import open_dataset
 from batchseg.train_task import TrainTask
@@ -41,7 +41,7 @@ def run_steps(config: TrainConfig, workers: int, storage_path: Path) -> list[flo
     from ray.train.tensorflow import TensorflowTrainer
 
     dataset = open_dataset(config.data)
-    board = cluster.start_board()
+    board = boards.start_board()
     task = TrainTask(
         config, dataset.classes, dataset.samples("train"), dataset.samples("val"), None, 1, board, dataset.fingerprint()
     )
