@@ -55,7 +55,7 @@ def test_the_command_line_imports_neither_ray_nor_tensorflow() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--training.epoch", "3"], "Did you mean one of: '--training.epochs'"),
+        (["train", "--training.epoch", "3"], "'--training.epochs'"),
         (["train", "nowhere.yaml"], "config nowhere.yaml does not exist"),
         (["train", "--data", "nowhere"], "nowhere does not exist"),
         (["check", "nowhere"], "nowhere does not exist"),
