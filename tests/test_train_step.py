@@ -4,17 +4,59 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
 import pytest
 import ray
 
 from batchseg import board as boards
-from batchseg.config import TrainConfig, load_config
+from batchseg.config import TrainConfig, TrainingConfig, load_config
 from batchseg.datasets import open_dataset
+from batchseg.losses import build_losses
+from batchseg.optimizers import WeightAverage, build_optimizer
+from batchseg.runtime import load_tensorflow
+from batchseg.train_step import StepOptions, make_step
 from batchseg.train_task import TrainTask
 
 STEPS = 10
 # AdamW turns rounding into steps of full size where a gradient is all but 0; a low rate keeps that small.
 EXACT = {"augment.enabled": "false", "model.dropout": "0", "training.learning_rate": "5e-5"}
+
+
+def run_parts(accumulation: int, masks: np.ndarray) -> tuple[list[float], np.ndarray]:
+    """Losses and last weights of a few steps of a model without batch norm."""
+    tf = load_tensorflow()
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, None, 3), dtype="uint8")
+    logits = keras.layers.Conv2D(3, 3, padding="same")(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, logits)
+    config = TrainingConfig(losses={"cross_entropy": 1.0, "dice": 0.5, "hard_pixels": 0.5}, warmup_epochs=0)
+    optimizer = build_optimizer(config, 5, model.trainable_variables)
+    step = make_step(
+        tf,
+        tf.distribute.get_strategy(),
+        model,
+        optimizer,
+        build_losses(config, [1.0, 2.0, 3.0]),
+        WeightAverage(model, 3),
+        StepOptions(accumulation),
+    )
+    images = np.random.default_rng(0).integers(0, 256, (*masks.shape, 3), np.uint8)
+    losses = [float(step(images, masks)) for _ in range(3)]
+    return losses, np.asarray(model.weights[0])
+
+
+def test_parts_of_a_batch_are_the_whole() -> None:
+    """Accumulation, with other ignored pixels in each part, and a part that is ignored as a whole."""
+    masks = np.random.default_rng(1).integers(0, 3, (5, 8, 8)).astype(np.uint8)
+    masks[0, :6] = 255
+    masks[4] = 255
+    losses, weights = run_parts(1, masks)
+    assert losses[2] < losses[0]
+    for accumulation in (2, 5):
+        found, others = run_parts(accumulation, masks)
+        assert found == pytest.approx(losses, rel=1e-5)
+        np.testing.assert_allclose(others, weights, rtol=1e-4, atol=1e-6)
 
 
 def record_losses(loop_config: dict[str, Any]) -> None:
