@@ -130,12 +130,14 @@ class TrainFeed:
         start = step * self.batch_size
         return draw_order(self.seed, epoch, len(self.cache))[start : start + self.batch_size].tolist()
 
-    def iterate_epoch(self, epoch: int) -> Iterator[tuple[RgbArray, MaskArray]]:
-        """Yields (images uint8 nxHxWx3, masks uint8 nxHxW) for every step of the epoch, n being this worker's share."""
+    def iterate_epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[RgbArray, MaskArray]]:
+        """Yields (images uint8 nxHxWx3, masks uint8 nxHxW) for the steps of the epoch from `first_step` on, n being
+        this worker's share.
+        """
         order = draw_order(self.seed, epoch, len(self.cache))
         jobs = (
             [(epoch, index) for index in self.shard.take(order[start : start + self.batch_size].tolist())]
-            for start in range(0, self.steps_per_epoch * self.batch_size, self.batch_size)
+            for start in range(first_step * self.batch_size, self.steps_per_epoch * self.batch_size, self.batch_size)
         )
         for pairs in map_batches_ahead(self._make_pair, jobs, self.threads):
             yield np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])

@@ -153,6 +153,9 @@ class TrainingConfig(Section):
     )
     xla: bool = Field(False, description="compile the step with XLA: for GPUs; on a CPU it is slower")
     val_every: PositiveInt = Field(1, description="epochs between two scorings of val; the last epoch always is scored")
+    checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps between two checkpoints within an epoch, for long epochs; 0 is one at its end alone"
+    )
     stop_after: Annotated[int, Field(ge=0)] = Field(
         0, description="scorings of val without a better mIoU after which training ends early; 0 is off"
     )

@@ -159,6 +159,7 @@ def run_training(task: TrainTask, plan: sizing.WorkerPlan) -> ray.train.Checkpoi
 
     from batchseg.train_loop import run_worker
 
+    filesystem, path = storage.filesystem_of(task.config.out)
     trainer = TensorflowTrainer(
         run_worker,
         train_loop_config={"task": task},
@@ -168,7 +169,9 @@ def run_training(task: TrainTask, plan: sizing.WorkerPlan) -> ray.train.Checkpoi
             resources_per_worker={"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})},
         ),
         run_config=RunConfig(
-            storage_path=task.config.out,
+            storage_path=path,
+            # Ours, which knows the endpoint of AWS_ENDPOINT_URL_S3; of a local path Ray makes folders by itself.
+            storage_filesystem=filesystem if storage.is_remote(task.config.out) else None,
             name=CHECKPOINT_FOLDER,
             failure_config=FailureConfig(max_failures=task.config.cluster.max_failures),
             # Ray keeps the newest besides the best two; what a kill cut off is never the only one.

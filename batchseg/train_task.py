@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,25 @@ class TrainTask:
         if crop is None or not self.config.augment.enabled:
             return canvas_hw
         return -(-crop[0] // STRIDE) * STRIDE, -(-crop[1] // STRIDE) * STRIDE
+
+
+@dataclass
+class Progress:
+    """How far a run is. history: a row for each finished epoch. losses: of the steps of the next one that are done,
+    in `seconds`.
+    """
+
+    history: list[dict[str, Any]]
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> "Progress":
+        """state: at least the keys of `to_json`."""
+        return cls(state["history"], state["losses"], state["seconds"])
 
 
 def choose_class_weights(

@@ -48,7 +48,7 @@ def time_fit(config: TrainConfig, steps: int, threads: int) -> float:
     """Steps per second of a plain Keras script, its data in memory. In a process of its own."""
     from batchseg.models import build_model
     from batchseg.runtime import load_tensorflow
-    from batchseg.train_loop import Worker
+    from batchseg.train_worker import Worker
 
     load_tensorflow(threads)
     import keras
@@ -69,7 +69,7 @@ def time_fit(config: TrainConfig, steps: int, threads: int) -> float:
 
 def run_timed_worker(loop_config: dict[str, Any]) -> None:
     """The loop of Ray Train: some steps to warm up, then timed ones; then the feed alone."""
-    from batchseg.train_loop import Worker
+    from batchseg.train_worker import Worker
 
     task, steps = loop_config["task"], loop_config["steps"]
     worker = Worker(task, Shard(0, 1))

@@ -64,7 +64,7 @@ def record_losses(loop_config: dict[str, Any]) -> None:
     import ray.train
 
     from batchseg.feed import Shard
-    from batchseg.train_loop import Worker
+    from batchseg.train_worker import Worker
 
     task = loop_config["task"]
     context = ray.train.get_context()

@@ -1,0 +1,204 @@
+"""One training worker: its model, optimizer and data, and what it does with them."""
+
+import tempfile
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import ray.train
+
+from batchseg import geometry as geo
+from batchseg import storage
+from batchseg.board import Throttle
+from batchseg.config import ModelConfig
+from batchseg.errors import ImageError, UserError
+from batchseg.feed import MemoryBudget, SampleCache, Shard, TrainFeed, iterate_val
+from batchseg.losses import build_losses
+from batchseg.metrics import ConfusionMatrix
+from batchseg.models import build_model, download_weights
+from batchseg.optimizers import WeightAverage, build_optimizer
+from batchseg.predict import make_runner
+from batchseg.runtime import load_tensorflow
+from batchseg.train_step import StepOptions, make_step, sum_counts
+from batchseg.train_task import Progress, TrainTask, list_variables, read_checkpoint, write_checkpoint
+
+VAL_BATCH_SIZE = 8
+UNSCORED = -1.0
+"""What Ray Train keeps checkpoints by, of one whose epoch has no score on val: it is never among the best."""
+
+
+class Worker:
+    """One worker's model, optimizer and data."""
+
+    def __init__(self, task: TrainTask, shard: Shard, *, resumes: bool = False):
+        """resumes: a checkpoint follows, so that no encoder weights are needed."""
+        self.task, self.shard, config = task, shard, task.config
+        self.tf = load_tensorflow(task.threads)
+        keras.utils.set_random_seed(config.training.seed)
+        spec = config.model.model_copy(update={"encoder_weights": "none"}) if resumes else config.model
+        download_weights(spec.encoder, spec.encoder_width, spec.encoder_weights)
+        self.strategy = self._make_strategy()
+        budget = MemoryBudget(int(config.training.cache_gb * 1e9))
+        train_cache = SampleCache(task.train, task.classes, task.geometry, budget, fits_masks=True)
+        self.val_cache = SampleCache(task.val, task.classes, task.geometry, budget, fits_masks=False)
+        self.feed = TrainFeed(
+            train_cache,
+            shard,
+            config.training.batch_size,
+            config.training.seed,
+            config.augment,
+            task.crop_hw,
+            threads=max(2, task.threads),
+        )
+        self._build(spec)
+        self._progress_due = Throttle(0.5)
+
+    def _make_strategy(self) -> Any:
+        if self.shard.world_size == 1:
+            return self.tf.distribute.get_strategy()
+        return self.tf.distribute.MultiWorkerMirroredStrategy()
+
+    def _build(self, spec: ModelConfig) -> None:
+        config = self.task.config
+        model_options: dict[str, Any] = {
+            "num_classes": len(self.task.classes),
+            "batch_norm_momentum": config.training.batch_norm_momentum,
+        }
+        keras.config.set_dtype_policy(config.training.precision)
+        with self.strategy.scope():
+            self.model = build_model(spec, **model_options)
+            encoder = [layer for layer in self.model.layers if layer.name == "encoder"]
+            self.optimizer = build_optimizer(
+                config.training,
+                self.feed.steps_per_epoch,
+                self.model.trainable_variables,
+                encoder[0].trainable_variables if encoder else (),
+            )
+        self.average = WeightAverage(self.model, config.training.average_epochs * self.feed.steps_per_epoch)
+        # Val scores what will be shipped: a float32 twin, whatever training computes in.
+        keras.config.set_dtype_policy("float32")
+        self.twin = build_model(config.model.model_copy(update={"encoder_weights": "none"}), **model_options)
+        self.runner = make_runner(self.twin, self.task.geometry.stride, VAL_BATCH_SIZE)
+        self.step = make_step(
+            self.tf,
+            self.strategy,
+            self.model,
+            self.optimizer,
+            build_losses(config.training, self.task.class_weights),
+            self.average,
+            StepOptions(config.training.accumulation, config.training.xla),
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.optimizer.learning_rate.numpy())
+
+    def train_epoch(self, epoch: int, progress: Progress) -> None:
+        """Runs the steps of an epoch that `progress` does not have yet, and adds their losses to it.
+
+        Raises UserError when a loss is not finite.
+        """
+        every, started = self.task.config.training.checkpoint_steps, time.monotonic()
+        first = len(progress.losses)
+        for number, (images, masks) in enumerate(self.feed.iterate_epoch(epoch, first), start=first + 1):
+            loss = float(self.step(images, masks).numpy())
+            if not np.isfinite(loss):
+                raise UserError(self._describe_nan(epoch, number - 1))
+            progress.losses.append(loss)
+            self._show("train", epoch, number, self.feed.steps_per_epoch, loss=loss)
+            if every and number % every == 0 and number < self.feed.steps_per_epoch:
+                progress.seconds += time.monotonic() - started
+                self._report({"epoch": epoch + 1, "val_miou": UNSCORED}, progress, None)
+                started = time.monotonic()
+
+    def is_scored(self, epoch: int) -> bool:
+        """True for every `val_every`th epoch and the last."""
+        training = self.task.config.training
+        return (epoch + 1) % training.val_every == 0 or epoch + 1 == training.epochs
+
+    def score_val(self, epoch: int) -> ConfusionMatrix:
+        """The confusion matrix over the whole val split, at each image's own size, equal on every worker."""
+        self.twin.set_weights([np.asarray(weight) for weight in self.average.weights])
+        total = ConfusionMatrix.empty(len(self.task.classes))
+        samples = iterate_val(self.val_cache, self.shard, max(2, self.task.threads))
+        count = len(self.shard.take(range(len(self.val_cache))))
+        items = ((sample, sample.canvas, sample.plan) for sample in samples)
+        for number, (sample, outcome) in enumerate(self.runner.stream(items)):
+            if isinstance(outcome, ImageError):
+                raise UserError(f"val cannot be scored: an image of {outcome}. Make input.size smaller.")
+            mask = geo.restore_mask(outcome.ids, sample.plan)
+            total += ConfusionMatrix.from_masks(sample.mask, mask, len(self.task.classes))
+            self._show("val", epoch, number + 1, count)
+        return ConfusionMatrix(sum_counts(self.tf, self.strategy, total.counts))
+
+    def report_epoch(self, progress: Progress, confusion: ConfusionMatrix | None) -> None:
+        """Tells Ray Train the scores of the last epoch; rank 0 hands over a checkpoint and writes metrics.csv."""
+        last = progress.history[-1]
+        miou = UNSCORED if confusion is None else last["val_miou"] or 0.0
+        scores = confusion.to_scores(self.task.classes.names, len(self.task.val)) if confusion else None
+        self._report({"epoch": last["epoch"], "val_miou": miou}, progress, scores)
+        if self.shard.rank == 0:
+            write_metrics_csv(storage.join(self.task.config.out, "metrics.csv"), progress.history)
+            self.task.board.put.remote(history=progress.history)
+
+    def _report(self, metrics: dict[str, float], progress: Progress, scores: dict[str, Any] | None) -> None:
+        """Every worker reports equally often, Ray waits for all of them; rank 0 adds the checkpoint."""
+        if self.shard.rank != 0:
+            ray.train.report(metrics)
+            return
+        state = {**progress.to_json(), "scores": scores, "fingerprint": self.task.fingerprint}
+        with tempfile.TemporaryDirectory() as folder:
+            write_checkpoint(folder, list_variables(self.model, self.optimizer, self.average), state)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def resume(self, checkpoint: Any) -> Progress:
+        """Takes up weights, optimizer and progress of a checkpoint; nothing is done yet without one."""
+        if checkpoint is None:
+            return Progress([])
+        with checkpoint.as_directory() as folder:
+            state, arrays = read_checkpoint(folder)
+        if state["fingerprint"] != self.task.fingerprint:
+            raise UserError(
+                f"out {self.task.config.out} was begun on other data: classes, splits or files of "
+                f"{self.task.config.data} have changed since. Give another --out, or delete that folder."
+            )
+        for group, variables in list_variables(self.model, self.optimizer, self.average).items():
+            if [variable.shape for variable in variables] != [array.shape for array in arrays[group]]:
+                raise UserError(f"checkpoint {checkpoint.path} does not fit the model: its {group} differ in shape")
+            for variable, array in zip(variables, arrays[group], strict=True):
+                variable.assign(array)
+        progress = Progress.from_json(state)
+        if self.shard.rank == 0:
+            self.task.board.put.remote(history=progress.history, resumed=len(progress.history))
+            # A kill may have come between the checkpoint and its line.
+            if progress.history:
+                write_metrics_csv(storage.join(self.task.config.out, "metrics.csv"), progress.history)
+        return progress
+
+    def _show(self, phase: str, epoch: int, step: int, steps: int, **values: float) -> None:
+        if self.shard.rank == 0 and (self._progress_due.is_due() or step == steps):
+            self.task.board.put.remote(
+                phase=phase,
+                epoch=epoch + 1,
+                step=step,
+                steps=steps,
+                images_per_epoch=self.feed.steps_per_epoch * self.feed.batch_size,
+                **values,
+            )
+
+    def _describe_nan(self, epoch: int, step: int) -> str:
+        names = [self.task.train[index].name for index in self.feed.batch_indices(epoch, step)]
+        return (
+            f"the loss is not a number in epoch {epoch + 1}, step {step + 1}. Lower training.learning_rate, or look at "
+            f"the files of that batch: {', '.join(names)}. The last checkpoint is kept."
+        )
+
+
+def write_metrics_csv(location: str, history: Iterable[dict[str, Any]]) -> None:
+    """One line per epoch; always the whole history, so that a resumed run leaves no epoch out or in twice."""
+    rows = list(history)
+    cells = [["" if value is None else f"{value:.6g}" for value in row.values()] for row in rows]
+    lines = [",".join(line) for line in [list(rows[0]), *cells]]
+    storage.write_atomic(location, "\n".join(lines) + "\n")
