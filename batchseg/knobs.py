@@ -41,6 +41,11 @@ class ModelConfig(Section):
     encoder_weights: Annotated[str, BeforeValidator(_null_to_none)] = Field(
         "imagenet", description="imagenet (downloads), a path to .weights.h5, or none"
     )
+    encoder_padding: Literal["keras", "torch"] = Field(
+        "keras",
+        description="keras pads before each stride as keras.applications does; torch pads all four sides, "
+        "for weights converted from torchvision. Only mobilenet_v2",
+    )
     decoder_channels: Annotated[tuple[PositiveInt, ...], BeforeValidator(_split_words)] = Field(
         (256, 128, 64, 32),
         description="channels of the decoder from stride 16 up; 4 numbers end at stride 2, 5 at stride 1",
@@ -51,6 +56,14 @@ class ModelConfig(Section):
     def _check_channels(self) -> "ModelConfig":
         if len(self.decoder_channels) not in (4, 5):
             raise ValueError(f"decoder_channels has {len(self.decoder_channels)} numbers; 4 or 5 are allowed")
+        return self
+
+    @model_validator(mode="after")
+    def _check_padding(self) -> "ModelConfig":
+        if self.encoder_padding == "torch" and self.encoder != "mobilenet_v2":
+            raise ValueError(
+                f"encoder_padding is torch, but encoder is {self.encoder}; only mobilenet_v2 can be padded so"
+            )
         return self
 
 

@@ -16,7 +16,9 @@ def build_model(config: ModelConfig, num_classes: int, *, batch_norm_momentum: f
     """
     image = keras.Input((None, None, 3), dtype="uint8", name="image_rgb")
     scaled = layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name="scale")(image)
-    encoder = build_encoder(config.encoder, config.encoder_width, config.encoder_weights)
+    encoder = build_encoder(
+        config.encoder, config.encoder_width, config.encoder_weights, padding=config.encoder_padding
+    )
     features = decode_unet(encoder(scaled), config.decoder_channels)
     if config.dropout:
         features = layers.SpatialDropout2D(config.dropout, name="dropout")(features)

@@ -39,8 +39,10 @@ ENCODERS = {
 }
 
 
-def build_encoder(name: str, width: float, weights: str) -> keras.Model:
+def build_encoder(name: str, width: float, weights: str, *, padding: str = "keras") -> keras.Model:
     """RGB in [-1, 1], any size -> features at strides 2 to 32. weights: imagenet, a local path, or none.
+
+    padding: keras, or torch (see pad_as_torch).
 
     Raises UserError when the weights are missing or do not fit.
     """
@@ -59,7 +61,27 @@ def build_encoder(name: str, width: float, weights: str) -> keras.Model:
         raise UserError(
             f"model.encoder_weights {weights} cannot be loaded into {name} of width {width:g}: {error}"
         ) from error
+    if padding == "torch":
+        base = pad_as_torch(base)
     return keras.Model(base.input, [base.get_layer(tap).output for tap in spec.taps], name="encoder")
+
+
+def pad_as_torch(base: keras.Model) -> keras.Model:
+    """The same graph and weights, with every ZeroPadding2D at one pixel on each of the four sides, as torchvision has.
+
+    keras.applications pads right and below only: weights trained the other way then see all features half a
+    cell off at each stride.
+    """
+
+    def pad_all_sides(layer: keras.Layer) -> keras.Layer:
+        settings = layer.get_config()
+        if isinstance(layer, keras.layers.ZeroPadding2D):
+            settings["padding"] = ((1, 1), (1, 1))
+        return type(layer).from_config(settings)
+
+    clone = keras.models.clone_model(base, clone_function=pad_all_sides)
+    clone.set_weights(base.get_weights())
+    return clone
 
 
 def download_weights(name: str, width: float, weights: str) -> None:
