@@ -8,11 +8,11 @@ import pytest
 
 from batchseg.config import ModelConfig
 from batchseg.errors import UserError
-from batchseg.models import ENCODERS, build_model
+from batchseg.models import build_model
 from batchseg.models.encoders import build_encoder
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", ["mobilenet", "mobilenet_v2"])
 def test_every_encoder_builds_saves_and_loads(encoder: str, tmp_path: Path) -> None:
     width = 0.25 if encoder == "mobilenet" else 0.35
     config = ModelConfig(encoder=encoder, encoder_width=width, encoder_weights="none", decoder_channels=(16, 8, 8, 8))
