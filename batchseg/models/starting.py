@@ -35,7 +35,7 @@ def load_start(model: keras.Model, source_model: keras.Model) -> StartReport:
     The head keeps its new weights when the number of classes differs. Any other difference in the layers with weights
     raises UserError, naming the first; model is unchanged then.
     """
-    ours, theirs = _list_weighted(model), _list_weighted(source_model)
+    ours, theirs = list_weighted(model), list_weighted(source_model)
     classes, source_classes = model.output_shape[-1], source_model.output_shape[-1]
     head = _find_head(model) if classes != source_classes else None
     for name in [*ours, *(name for name in theirs if name not in ours)]:
@@ -49,12 +49,12 @@ def load_start(model: keras.Model, source_model: keras.Model) -> StartReport:
     return StartReport(loaded, len(model.weights), source_classes, classes)
 
 
-def _list_weighted(model: keras.Model) -> dict[str, Any]:
+def list_weighted(model: keras.Model) -> dict[str, Any]:
     """Layers with weights of their own, by path: those of the encoder as encoder/NAME."""
     found: dict[str, Any] = {}
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            found |= {f"{layer.name}/{name}": inner for name, inner in _list_weighted(layer).items()}
+            found |= {f"{layer.name}/{name}": inner for name, inner in list_weighted(layer).items()}
         elif layer.weights:
             found[layer.name] = layer
     return found
@@ -62,7 +62,7 @@ def _list_weighted(model: keras.Model) -> dict[str, Any]:
 
 def _find_head(model: keras.Model) -> str | None:
     """The last layer with weights, if its channels are the classes."""
-    last = list(_list_weighted(model).items())[-1:]
+    last = list(list_weighted(model).items())[-1:]
     return next((name for name, layer in last if layer.output.shape[-1] == model.output_shape[-1]), None)
 
 
