@@ -8,22 +8,8 @@ import pytest
 
 from batchseg.config import ModelConfig
 from batchseg.errors import UserError
-from batchseg.models import ENCODERS, build_model
-
-
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_every_encoder_builds_saves_and_loads(encoder: str, tmp_path: Path) -> None:
-    width = 0.25 if encoder == "mobilenet" else 0.35
-    config = ModelConfig(encoder=encoder, encoder_width=width, encoder_weights="none", decoder_channels=(16, 8, 8, 8))
-    model = build_model(config, 3)
-    images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
-    logits = np.asarray(model(images))
-    assert logits.shape == (2, 64, 96, 3)
-    assert logits.dtype == np.float32
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(np.asarray(loaded(images)), logits)
-    assert np.asarray(loaded(images[:, :32, :32])).shape == (2, 32, 32, 3)
+from batchseg.models import build_model
+from batchseg.models.encoders import build_encoder
 
 
 def test_five_decoder_levels_end_at_full_size() -> None:
@@ -64,3 +50,27 @@ def test_weights_that_do_not_fit_are_refused(shared_data: Path) -> None:
     config = ModelConfig(encoder="mobilenet", encoder_width=0.25, encoder_weights=str(path))
     with pytest.raises(UserError, match=r"cannot be loaded into mobilenet of width 0\.25"):
         build_model(config, 2)
+
+
+def test_torch_padding_is_in_the_saved_graph_and_keeps_the_weights(tmp_path: Path) -> None:
+    """Padded on all sides, the first strided convolution sees pixels 2i-1 to 2i+1: those of Keras, one step earlier."""
+    path = tmp_path / "encoder.weights.h5"
+    keras.applications.MobileNetV2((None, None, 3), 0.35, include_top=False, weights=None).save_weights(path)
+    encoders = {name: build_encoder("mobilenet_v2", 0.35, str(path), padding=name) for name in ("keras", "torch")}
+    picture = np.random.default_rng(0).uniform(-1, 1, (1, 64, 96, 3)).astype(np.float32)
+    features = {name: encoder(picture) for name, encoder in encoders.items()}
+    assert [one.shape for one in features["torch"]] == [one.shape for one in features["keras"]]
+    np.testing.assert_array_equal(features["torch"][0], features["keras"][0])  # before the first ZeroPadding2D
+    assert not np.allclose(features["torch"][1], features["keras"][1])
+
+    names = [[one.name for one in encoder.layers[1:]] for encoder in encoders.values()]  # inputs are numbered
+    assert names[0] == names[1]
+    config = ModelConfig(
+        encoder_width=0.35, encoder_weights=str(path), encoder_padding="torch", decoder_channels=(8, 8, 8, 8)
+    )
+    build_model(config, 2).save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True).get_layer("encoder")
+    pads = [one.padding for one in loaded.layers if isinstance(one, keras.layers.ZeroPadding2D)]
+    assert pads == [((1, 1), (1, 1))] * 4
+    for ours, theirs in zip(loaded(picture), features["torch"], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
