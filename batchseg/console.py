@@ -98,6 +98,7 @@ class TrainProgress:
     def __init__(self, console: Console, epochs: int):
         self._console, self._epochs = console, epochs
         self._shown_epochs: int | None = None
+        self._note: str | None = None
         self._first: tuple[float, float] | None = None
 
     @property
@@ -106,6 +107,9 @@ class TrainProgress:
 
     def update(self, state: dict[str, Any], show: Callable[[str], None]) -> None:
         """state: what ProgressBoard.read returns."""
+        if state.get("note") != self._note:
+            self._note = state["note"]
+            self._console.say(self._note)
         self._say_finished(state)
         if "steps" not in state:
             return show("starting the workers")

@@ -127,6 +127,11 @@ class WeightAverage:
         for average, source in zip(self.variables, self._sources, strict=bool(self.variables)):
             average.assign(average + (1 - keep) * (ops.cast(source, "float32") - average))
 
+    def restart(self) -> None:
+        """Begins again from what the model's weights are now."""
+        for average, source in zip(self.variables, self._sources, strict=bool(self.variables)):
+            average.assign(source)
+
     @property
     def weights(self) -> list[Any]:
         """In the order of model.weights."""

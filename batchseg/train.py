@@ -15,14 +15,15 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from batchseg import board as boards
 from batchseg import cluster, doctor, sizing, storage
 from batchseg import geometry as geo
-from batchseg.bundle import BundleCard, GoldenSample, save_bundle
-from batchseg.config import DRAWN_DATA, RESOLVED_HEADER, TrainConfig
+from batchseg.bundle import BundleCard, GoldenSample, read_card, save_bundle
+from batchseg.config import DRAWN_DATA, RESOLVED_HEADER, ModelConfig, TrainConfig
 from batchseg.console import Console, TrainProgress, watch_board
 from batchseg.datasets import Dataset, open_dataset
 from batchseg.datasets.drawn import TRAIN_IMAGES, draw_dataset
 from batchseg.datasets.sample import load_sample
 from batchseg.datasets.splitting import SPLITS_FOLDER, write_splits
 from batchseg.errors import UserError
+from batchseg.knobs import ARCHITECTURES
 from batchseg.runtime import load_tensorflow
 from batchseg.train_folder import (
     BUNDLE_FOLDER,
@@ -56,7 +57,7 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
     if finished:
         console.say(f"{config.out} is finished already; more training.epochs would go on")
         return TrainResult(finished.location, finished.scores, was_finished=True)
-    weights = _find_weights(config.model.encoder_weights)
+    model = find_model_files(config.model)
     _check_sizes(config, TRAIN_IMAGES if config.data == DRAWN_DATA else None)
     data = config.data
     if data == DRAWN_DATA:
@@ -79,9 +80,9 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
         storage.write_atomic(storage.join(config.out, CONFIG_FILE), page)
         write_splits(dataset, storage.join(config.out, SPLITS_FOLDER))
         board = boards.start_board()
-        task = make_task(config, weights, dataset, facts, plan.threads, board)
+        task = make_task(config, model, dataset, facts, plan.threads, board)
         console.say(
-            f"training {config.model.architecture} on {config.model.encoder}: {len(task.train)} train and "
+            f"training {_describe_model(model)}: {len(task.train)} train and "
             f"{len(task.val)} val images, {plan.describe()} x {plan.cpus:g} CPU {plan.gpus:g} GPU -> {config.out}"
         )
         with boards.unwrap_errors(board):
@@ -91,6 +92,10 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
                 card = ray.get(_seal_in_worker.remote(task, best, _data_facts(dataset, facts)))
     storage.write_atomic(storage.join(config.out, SCORES_FILE), json.dumps(card.scores, indent=1))
     return TrainResult(card.location, card.scores, was_finished=False)
+
+
+def _describe_model(model: ModelConfig) -> str:
+    return model.architecture if model.is_given else f"{model.architecture} on {model.encoder}"
 
 
 def _check_sizes(config: TrainConfig, train_images: int | None) -> None:
@@ -123,15 +128,14 @@ def check_data(dataset: Dataset, config: TrainConfig, console: Console) -> docto
 
 
 def make_task(
-    config: TrainConfig, encoder_weights: str, dataset: Dataset, facts: doctor.Diagnosis, threads: int, board: Any
+    config: TrainConfig, model: ModelConfig, dataset: Dataset, facts: doctor.Diagnosis, threads: int, board: Any
 ) -> TrainTask:
-    """What every worker is told."""
+    """What every worker is told. model: that of the config, with absolute paths."""
     weights = choose_class_weights(
         config.training.class_weights, facts.class_pixels["train"], dataset.classes.names
     )
-    config = config.model_copy(update={"model": config.model.model_copy(update={"encoder_weights": encoder_weights})})
     return TrainTask(
-        config=config,
+        config=config.model_copy(update={"model": model}),
         classes=dataset.classes,
         train=dataset.samples("train"),
         val=dataset.samples("val"),
@@ -142,13 +146,22 @@ def make_task(
     )
 
 
-def _find_weights(given: str) -> str:
-    """imagenet and none as they are, a path made absolute. Raises UserError when it does not exist."""
-    if given in ("imagenet", "none"):
-        return given
+def find_model_files(model: ModelConfig) -> ModelConfig:
+    """The paths in `model` made absolute, since workers run elsewhere. Raises UserError for what does not exist."""
+    found: dict[str, str] = {}
+    if model.encoder_weights not in ("imagenet", "none") and not model.is_given:
+        found["encoder_weights"] = _find_file("encoder_weights", model.encoder_weights, "imagenet, none, or a path")
+    if model.is_given:
+        found["architecture"] = _find_file("architecture", model.architecture, f"{', '.join(ARCHITECTURES)}, or a path")
+    if model.start_from:
+        found["start_from"] = read_card(model.start_from).location
+    return model.model_copy(update=found)
+
+
+def _find_file(knob: str, given: str, allowed: str) -> str:
     absolute = storage.to_absolute(given)
     if storage.is_remote(absolute) or storage.file_type(absolute) != "file":
-        raise UserError(f"model.encoder_weights: {absolute} is no local file; allowed are imagenet, none, or a path")
+        raise UserError(f"model.{knob}: {absolute} is no local file; allowed are {allowed}")
     return absolute
 
 

@@ -8,6 +8,7 @@ from batchseg.bundle import CARD_FILE, BundleCard, read_card
 from batchseg.config import DRAWN_DATA, RESOLVED_HEADER, TrainConfig, parse_config, read_yaml
 from batchseg.datasets import Dataset
 from batchseg.errors import UserError
+from batchseg.knobs import ARCHITECTURES
 
 CONFIG_FILE = "config.yaml"
 SCORES_FILE = "scores.json"
@@ -96,7 +97,13 @@ def _flatten_config(config: TrainConfig) -> dict[str, Any]:
             else {section: values}
         )
         flat |= {key: value for key, value in entries.items() if not key.startswith(_MAY_CHANGE)}
-    for key, words in (("data", (DRAWN_DATA,)), ("model.encoder_weights", ("imagenet", "none"))):
-        if flat[key] not in words:
+    words = {
+        "data": (DRAWN_DATA,),
+        "model.encoder_weights": ("imagenet", "none"),
+        "model.architecture": ARCHITECTURES,
+        "model.start_from": (None,),
+    }
+    for key, allowed in words.items():
+        if flat[key] not in allowed:
             flat[key] = storage.to_absolute(flat[key])
     return flat

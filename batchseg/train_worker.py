@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import ray.train
 
+from batchseg import bundle as bundles
 from batchseg import geometry as geo
 from batchseg import storage
 from batchseg.board import Throttle
@@ -17,7 +18,7 @@ from batchseg.errors import ImageError, UserError
 from batchseg.feed import MemoryBudget, SampleCache, Shard, TrainFeed, iterate_val
 from batchseg.losses import build_losses
 from batchseg.metrics import ConfusionMatrix
-from batchseg.models import build_model, download_weights
+from batchseg.models import build_model, download_weights, load_start
 from batchseg.optimizers import WeightAverage, build_optimizer
 from batchseg.predict import make_runner
 from batchseg.runtime import load_tensorflow
@@ -37,7 +38,9 @@ class Worker:
         self.task, self.shard, config = task, shard, task.config
         self.tf = load_tensorflow(task.threads)
         keras.utils.set_random_seed(config.training.seed)
-        spec = config.model.model_copy(update={"encoder_weights": "none"}) if resumes else config.model
+        spec = config.model
+        if resumes or spec.start_from or spec.is_given:
+            spec = spec.model_copy(update={"encoder_weights": "none"})
         download_weights(spec.encoder, spec.encoder_width, spec.encoder_weights)
         self.strategy = self._make_strategy()
         budget = MemoryBudget(int(config.training.cache_gb * 1e9))
@@ -53,6 +56,8 @@ class Worker:
             threads=max(2, task.threads),
         )
         self._build(spec)
+        if spec.start_from and not resumes:
+            self._start_from(spec.start_from)
         self._progress_due = Throttle(0.5)
 
     def _make_strategy(self) -> Any:
@@ -90,6 +95,15 @@ class Worker:
             self.average,
             StepOptions(config.training.accumulation, config.training.xla),
         )
+
+    def _start_from(self, location: str) -> None:
+        """Takes the weights of a bundle; the average begins with them."""
+        card = bundles.read_card(location)
+        keep_head = card.classes.names == self.task.classes.names
+        report = load_start(self.model, bundles.load_model(card), keep_head=keep_head)
+        self.average.restart()
+        if self.shard.rank == 0:
+            self.task.board.put.remote(note=f"start from {location}: {report.describe()}")
 
     @property
     def learning_rate(self) -> float:

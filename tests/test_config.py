@@ -211,3 +211,14 @@ def test_overlap_of_tiles() -> None:
 def test_wrong_overlap(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_config({"input": values}, "job.yaml")
+
+
+PAGES = [path for path in sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml")) if "kind:" not in path.read_text()]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "cluster_name:" not in p.read_text()], ids=lambda page: page.name)
+def test_ready_jobs_are_valid_and_say_what_to_expect(page: Path) -> None:
+    load_config(str(page))
+    header = [line for line in page.read_text().splitlines() if line.startswith("# ")]
+    for word in ("command:", "hardware:", "time:", "score:"):
+        assert any(line.startswith(f"# {word}") for line in header), f"{page.name} does not say its {word}"

@@ -183,9 +183,19 @@ def test_voc_trains_and_evaluates_without_its_border(shared_data: Path, ray_sess
 
     voc = shared_data / "voc_mini"
     weights = shared_data / "weights" / "mobilenet_v1_0.25_224_notop.weights.h5"
-    overrides = {"data": str(voc), "out": str(tmp_path / "out"), "model.encoder_weights": str(weights)}
-    page = Path(__file__).parents[1] / "jobs" / "voc.yaml"
-    result = train_model(load_config(str(page), {**overrides, "training.epochs": "2"}))
+    overrides = {
+        "data": str(voc),
+        "out": str(tmp_path / "out"),
+        "model.architecture": "unet",
+        "model.encoder": "mobilenet",
+        "model.encoder_width": "0.25",
+        "model.encoder_weights": str(weights),
+        "input.size": "256,256",
+        "training.epochs": "2",
+        "training.batch_size": "4",
+        "training.precision": "float32",
+    }
+    result = train_model(load_config(str(Path(__file__).parents[1] / "jobs" / "voc.yaml"), overrides))
     masks = [np.array(Image.open(voc / "SegmentationClass" / f"{stem}.png")) for stem in read_stems(voc, "val")]
     assert any((mask == 255).any() for mask in masks)
     valid = sum(int((mask != 255).sum()) for mask in masks)

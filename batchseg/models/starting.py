@@ -10,16 +10,13 @@ from batchseg.errors import UserError
 
 @dataclass(frozen=True)
 class StartReport:
-    """How many weights there are and were loaded, and the classes of the old head where it was left new."""
+    """How many weights there are and were loaded, how many classes each model has, and whether the head is new."""
 
     loaded: int
     total: int
     source_classes: int
     classes: int
-
-    @property
-    def is_head_new(self) -> bool:
-        return self.source_classes != self.classes
+    is_head_new: bool
 
     def describe(self) -> str:
         """One sentence for the log."""
@@ -29,15 +26,15 @@ class StartReport:
         return f"{counts}; head new: {self.source_classes} classes there, {self.classes} here"
 
 
-def load_start(model: keras.Model, source_model: keras.Model) -> StartReport:
+def load_start(model: keras.Model, source_model: keras.Model, *, keep_head: bool = True) -> StartReport:
     """Copies the weights of source_model into model, layer by layer, by name.
 
-    The head keeps its new weights when the number of classes differs. Any other difference in the layers with weights
-    raises UserError, naming the first; model is unchanged then.
+    keep_head: False where the classes are others; the head is left new then, as it is when their number differs. Any
+    other difference in the layers with weights raises UserError, naming the first; model is unchanged then.
     """
     ours, theirs = list_weighted(model), list_weighted(source_model)
     classes, source_classes = model.output_shape[-1], source_model.output_shape[-1]
-    head = _find_head(model) if classes != source_classes else None
+    head = None if keep_head and classes == source_classes else _find_head(model)
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         if name != head:
             _check_layer(name, ours.get(name), theirs.get(name))
@@ -46,7 +43,7 @@ def load_start(model: keras.Model, source_model: keras.Model) -> StartReport:
         if name != head:
             layer.set_weights(theirs[name].get_weights())
             loaded += len(layer.weights)
-    return StartReport(loaded, len(model.weights), source_classes, classes)
+    return StartReport(loaded, len(model.weights), source_classes, classes, head is not None)
 
 
 def list_weighted(model: keras.Model) -> dict[str, Any]:
