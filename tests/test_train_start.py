@@ -48,8 +48,8 @@ def test_a_given_model_is_trained_and_sealed(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model.encoder_weights": "/no/w.h5"}, r"model\.encoder_weights: /no/w\.h5 is no local file; allowed are imag"),
-        ({"model.architecture": "/no/m.keras"}, r"model\.architecture: /no/m\.keras is no local file; allowed are unet"),
+        ({"model.encoder_weights": "/no/w.h5"}, r"model\.encoder_weights: /no/w\.h5 is no local file; allowed are i"),
+        ({"model.architecture": "/no/m.keras"}, r"model\.architecture: /no/m\.keras is no local file; allowed are u"),
         ({"model.start_from": "/no/bundle"}, r"bundle /no/bundle does not exist"),
     ],
 )
