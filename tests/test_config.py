@@ -215,7 +215,7 @@ def test_wrong_overlap(values: dict[str, object], message: str) -> None:
 
 JOBS = Path(__file__).parents[1] / "jobs"
 # The others are for Kubernetes and for the cluster launcher.
-PAGES = [path for path in sorted(JOBS.glob("*.yaml")) if not {"kind", "cluster_name"} & set(read_yaml(str(path)))]
+PAGES = [path for path in sorted(JOBS.glob("*.yaml")) if "\ndata: " in path.read_text()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
