@@ -241,6 +241,9 @@ class TrainingConfig(Section):
     )
     xla: bool = Field(False, description="compile the step with XLA: for GPUs; on a CPU it is slower")
     val_every: PositiveInt = Field(1, description="epochs between two scorings of val; the last epoch always is scored")
+    picture_every: Annotated[int, Field(ge=0)] = Field(
+        5, description="epochs between two pictures of val, where it is scored; the last epoch has one; 0 is off"
+    )
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="steps between two checkpoints within an epoch, for long epochs; 0 is one at its end alone"
     )

@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -11,21 +10,23 @@ import ray.train
 
 from batchseg import bundle as bundles
 from batchseg import geometry as geo
-from batchseg import storage
 from batchseg.board import Throttle
 from batchseg.config import ModelConfig
 from batchseg.errors import ImageError, UserError
 from batchseg.feed import MemoryBudget, SampleCache, Shard, TrainFeed, iterate_val
+from batchseg.journal import Journal
 from batchseg.losses import build_losses
 from batchseg.metrics import ConfusionMatrix
 from batchseg.models import build_model, download_weights, load_start
-from batchseg.optimizers import WeightAverage, build_optimizer
+from batchseg.optimizers import WeightAverage, build_optimizer, build_schedule
 from batchseg.predict import make_runner
 from batchseg.runtime import load_tensorflow
 from batchseg.train_step import StepOptions, make_step, sum_counts
 from batchseg.train_task import Progress, TrainTask, list_variables, read_checkpoint, write_checkpoint
+from batchseg.val_sheet import ValPicture, pick_evenly
 
 VAL_BATCH_SIZE = 8
+_VAL_PICTURES = 4
 UNSCORED = -1.0
 """What Ray Train keeps checkpoints by, of one whose epoch has no score on val: it is never among the best."""
 
@@ -59,6 +60,8 @@ class Worker:
         if spec.start_from and not resumes:
             self._start_from(spec.start_from)
         self._progress_due = Throttle(0.5)
+        self._journal: Journal | None = None
+        self._pictures: list[ValPicture] = []
 
     def _make_strategy(self) -> Any:
         if self.shard.world_size == 1:
@@ -132,6 +135,11 @@ class Worker:
         training = self.task.config.training
         return (epoch + 1) % training.val_every == 0 or epoch + 1 == training.epochs
 
+    def _is_pictured(self, epoch: int) -> bool:
+        """True where rank 0 draws what the model says on some val images."""
+        every, epochs = self.task.config.training.picture_every, self.task.config.training.epochs
+        return self.shard.rank == 0 and every > 0 and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
+
     def score_val(self, epoch: int) -> ConfusionMatrix:
         """The confusion matrix over the whole val split, at each image's own size, equal on every worker."""
         self.twin.set_weights([np.asarray(weight) for weight in self.average.weights])
@@ -139,22 +147,29 @@ class Worker:
         samples = iterate_val(self.val_cache, self.shard, max(2, self.task.threads))
         count = len(self.shard.take(range(len(self.val_cache))))
         items = ((sample, sample.canvas, sample.plan) for sample in samples)
+        self._pictures = []
+        pictured = pick_evenly(count, _VAL_PICTURES) if self._is_pictured(epoch) else []
         for number, (sample, outcome) in enumerate(self.runner.stream(items)):
             if isinstance(outcome, ImageError):
                 raise UserError(f"val cannot be scored: an image of {outcome}. Make input.size smaller.")
             mask = geo.restore_mask(outcome.ids, sample.plan)
             total += ConfusionMatrix.from_masks(sample.mask, mask, len(self.task.classes))
+            if number in pictured:
+                height, width = sample.plan.content_hw
+                name = self.task.val[self.shard.take(range(len(self.task.val)))[number]].name
+                self._pictures.append(ValPicture(name, sample.canvas[:height, :width], sample.mask, mask))
             self._show("val", epoch, number + 1, count)
         return ConfusionMatrix(sum_counts(self.tf, self.strategy, total.counts))
 
     def report_epoch(self, progress: Progress, confusion: ConfusionMatrix | None) -> None:
-        """Tells Ray Train the scores of the last epoch; rank 0 hands over a checkpoint and writes metrics.csv."""
+        """Tells Ray Train the scores of the last epoch; rank 0 hands over a checkpoint and keeps the journal."""
         last = progress.history[-1]
         miou = UNSCORED if confusion is None else last["val_miou"] or 0.0
         scores = confusion.to_scores(self.task.classes.names, len(self.task.val)) if confusion else None
         self._report({"epoch": last["epoch"], "val_miou": miou}, progress, scores)
         if self.shard.rank == 0:
-            write_metrics_csv(storage.join(self.task.config.out, "metrics.csv"), progress.history)
+            assert self._journal is not None, "the first worker keeps it"
+            self._journal.write_epoch(progress.history, self._pictures)
             self.task.board.put.remote(history=progress.history)
 
     def _report(self, metrics: dict[str, float], progress: Progress, scores: dict[str, Any] | None) -> None:
@@ -170,7 +185,7 @@ class Worker:
     def resume(self, checkpoint: Any) -> Progress:
         """Takes up weights, optimizer and progress of a checkpoint; nothing is done yet without one."""
         if checkpoint is None:
-            return Progress([])
+            return self._begin(Progress([]))
         with checkpoint.as_directory() as folder:
             state, arrays = read_checkpoint(folder)
         if state["fingerprint"] != self.task.fingerprint:
@@ -183,12 +198,16 @@ class Worker:
                 raise UserError(f"checkpoint {checkpoint.path} does not fit the model: its {group} differ in shape")
             for variable, array in zip(variables, arrays[group], strict=True):
                 variable.assign(array)
-        progress = Progress.from_json(state)
+        return self._begin(Progress.from_json(state))
+
+    def _begin(self, progress: Progress) -> Progress:
+        """Rank 0 opens the journal, in which a kill may have cut something off."""
         if self.shard.rank == 0:
-            self.task.board.put.remote(history=progress.history, resumed=len(progress.history))
-            # A kill may have come between the checkpoint and its line.
-            if progress.history:
-                write_metrics_csv(storage.join(self.task.config.out, "metrics.csv"), progress.history)
+            if progress.history or progress.losses:
+                self.task.board.put.remote(history=progress.history, resumed=len(progress.history))
+            training, steps = self.task.config.training, self.feed.steps_per_epoch
+            rates = np.asarray(build_schedule(training, steps)(np.arange(training.epochs * steps)))
+            self._journal = Journal(self.task.config.out, self.task.classes, progress.history, rates.tolist())
         return progress
 
     def _show(self, phase: str, epoch: int, step: int, steps: int, **values: float) -> None:
@@ -208,11 +227,3 @@ class Worker:
             f"the loss is not a number in epoch {epoch + 1}, step {step + 1}. Lower training.learning_rate, or look at "
             f"the files of that batch: {', '.join(names)}. The last checkpoint is kept."
         )
-
-
-def write_metrics_csv(location: str, history: Iterable[dict[str, Any]]) -> None:
-    """One line per epoch; always the whole history, so that a resumed run leaves no epoch out or in twice."""
-    rows = list(history)
-    cells = [["" if value is None else f"{value:.6g}" for value in row.values()] for row in rows]
-    lines = [",".join(line) for line in [list(rows[0]), *cells]]
-    storage.write_atomic(location, "\n".join(lines) + "\n")

@@ -18,7 +18,8 @@ HEAVY = frozenset({"tensorflow", "keras", "ray"})
 ROOMS = {
     0: "config knobs storage access retries s3 s3_file images classes geometry tiling metrics errors",
     1: "datasets doctor augment feed render console presets listing fetching ledger row_index lease clearing digest "
-    "outputs verify row_check regions quality runner options columns isolation sanity rle",
+    "outputs verify row_check regions quality runner options columns isolation sanity rle "
+    "curves val_sheet event_log journal",
     2: "models losses optimizers",
     3: "runtime bundle predict stages results plan_sample batch_norms train_step train_task train_folder export",
     4: "cluster sizing board train_worker train_loop train stream segment_job segment evaluate plan",

@@ -1,0 +1,65 @@
+"""The history of a training run as one picture: loss, scores, classes, learning rate."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+History = Sequence[dict[str, Any]]
+_BLUE, _ORANGE = "#0072b2", "#d55e00"  # of Okabe and Ito, told apart by colour-blind people too
+_MOST_LINES = 12
+
+
+def draw_curves(history: History, class_colors: dict[str, tuple[int, int, int]]) -> bytes:
+    """A PNG of four plots over the epochs. history: the rows of metrics.csv; val columns may be None.
+
+    class_colors: RGB by class name; of more than a dozen classes the worst at the end are drawn.
+    """
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    (loss, scores), (classes, rate) = figure.subplots(2, 2)
+    _plot(loss, history, "loss", "loss", _BLUE)
+    loss.set_title("training loss")
+    _plot(scores, history, "val_miou", "mIoU", _BLUE)
+    _plot(scores, history, "val_pixel_accuracy", "pixel accuracy", _ORANGE)
+    scores.set_title(_describe_best(history))
+    scores.legend()
+    for name in pick_classes(history, list(class_colors)):
+        _plot(classes, history, f"val_iou/{name}", name, "#" + bytes(class_colors[name]).hex())
+    classes.set_title("IoU by class on val")
+    classes.legend(fontsize="small", ncols=2)
+    _plot(rate, history, "learning_rate", "learning rate", _BLUE)
+    rate.set_title("learning rate at the end of each epoch")
+    for axes in (loss, scores, classes, rate):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    for axes in (scores, classes):
+        axes.set_ylim(0, 1)
+    page = io.BytesIO()
+    figure.savefig(page, format="png", dpi=100)
+    return page.getvalue()
+
+
+def pick_classes(history: History, names: Sequence[str]) -> list[str]:
+    """The classes whose lines are drawn: all, or of many those with the lowest IoU in the last scored epoch."""
+    scored = [row for row in history if row["val_miou"] is not None]
+    if len(names) <= _MOST_LINES or not scored:
+        return list(names)[:_MOST_LINES]
+    last = {name: scored[-1][f"val_iou/{name}"] for name in names}
+    return sorted((name for name in names if last[name] is not None), key=lambda name: last[name])[:_MOST_LINES]
+
+
+def _plot(axes: Axes, history: History, key: str, label: str, color: str) -> None:
+    points = [(row["epoch"], row[key]) for row in history if row[key] is not None]
+    axes.plot([x for x, _ in points], [y for _, y in points], color=color, label=label, marker="." if points else "")
+
+
+def _describe_best(history: History) -> str:
+    scored = [row for row in history if row["val_miou"] is not None]
+    if not scored:
+        return "val: not scored yet"
+    best = max(scored, key=lambda row: row["val_miou"])
+    return f"val: best mIoU {best['val_miou']:.4f} in epoch {best['epoch']}"
