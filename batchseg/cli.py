@@ -73,8 +73,11 @@ def check(data: str, out: str | None, fix_draft: str | None) -> None:
 @add_knobs
 @cli.command()
 @click.argument("config", required=False)
+@click.option(
+    "--dry-run", is_flag=True, help="only print the resolved config, the model, and time and memory from a few steps"
+)
 @address_option
-def train(config: str | None, address: str | None, **knobs: str | None) -> None:
+def train(config: str | None, address: str | None, dry_run: bool, **knobs: str | None) -> None:
     """Train with Ray Train; ends with a bundle and scores under `out`. The same command again resumes.
 
     CONFIG is a YAML page; without it ./batchseg.yaml if it is there, else the set that batchseg draws itself.
@@ -83,6 +86,11 @@ def train(config: str | None, address: str | None, **knobs: str | None) -> None:
     console = Console()
     overrides = {name.replace("__", "."): value for name, value in knobs.items() if value is not None}
     loaded = _load_train_config(config, overrides, console)
+    if dry_run:
+        from batchseg.train_plan import plan_training
+
+        plan_training(loaded, address=address, console=console)
+        return
     from batchseg.cluster import resolve_output
     from batchseg.train import train_model
 

@@ -30,7 +30,7 @@ def draw_curves(history: History, class_colors: dict[str, tuple[int, int, int]])
     for name in pick_classes(history, list(class_colors)):
         _plot(classes, history, f"val_iou/{name}", name, "#" + bytes(class_colors[name]).hex())
     classes.set_title("IoU by class on val")
-    classes.legend(fontsize="small", ncols=2)
+    classes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     _plot(rate, history, "learning_rate", "learning rate", _BLUE)
     rate.set_title("learning rate at the end of each epoch")
     for axes in (loss, scores, classes, rate):

@@ -4,7 +4,6 @@ import json
 import signal
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,12 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from batchseg import board as boards
 from batchseg import cluster, doctor, sizing, storage
 from batchseg import geometry as geo
-from batchseg.bundle import BundleCard, GoldenSample, read_card, save_bundle
-from batchseg.config import DRAWN_DATA, RESOLVED_HEADER, ModelConfig, TrainConfig
+from batchseg.bundle import BundleCard, GoldenSample, save_bundle
+from batchseg.config import RESOLVED_HEADER, TrainConfig
 from batchseg.console import Console, TrainProgress, watch_board
-from batchseg.datasets import Dataset, open_dataset
-from batchseg.datasets.drawn import TRAIN_IMAGES, draw_dataset
+from batchseg.datasets import Dataset
 from batchseg.datasets.sample import load_sample
 from batchseg.datasets.splitting import SPLITS_FOLDER, write_splits
-from batchseg.errors import UserError
-from batchseg.knobs import ARCHITECTURES
 from batchseg.runtime import load_tensorflow
 from batchseg.train_folder import (
     BUNDLE_FOLDER,
@@ -31,9 +27,9 @@ from batchseg.train_folder import (
     CONFIG_FILE,
     SCORES_FILE,
     check_out,
-    check_same_data,
 )
-from batchseg.train_task import TrainTask, choose_class_weights, read_checkpoint
+from batchseg.train_opening import open_job
+from batchseg.train_task import TrainTask, read_checkpoint
 
 _GOLDEN_SIDE = 192
 
@@ -57,16 +53,7 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
     if finished:
         console.say(f"{config.out} is finished already; more training.epochs would go on")
         return TrainResult(finished.location, finished.scores, was_finished=True)
-    model = find_model_files(config.model)
-    _check_sizes(config, TRAIN_IMAGES if config.data == DRAWN_DATA else None)
-    data = config.data
-    if data == DRAWN_DATA:
-        data = str(draw_dataset(_local_folder(storage.join(config.out, "data"))))
-    with console.status(f"opening {data}"):  # a share that is stratified reads all masks
-        dataset = open_dataset(data)
-    console.say(f"data {dataset.location}: format {dataset.format} ({dataset.reason})")
-    check_same_data(config.out, dataset)
-    facts = check_data(dataset, config, console)
+    job = open_job(config, console, lambda: storage.join(config.out, "data"))
     with cluster.connect(address):
         plan = sizing.plan_training_workers(
             config.cluster, config.training.batch_size, config.training.accumulation
@@ -76,93 +63,21 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
         console.log_into(config.out)
         # Before the config of a longer run: one with scores is whole, and these come last again.
         storage.delete_file(storage.join(config.out, SCORES_FILE))
-        page = f"{RESOLVED_HEADER}{dataset.fingerprint()}\n{config.to_yaml()}"
+        page = f"{RESOLVED_HEADER}{job.dataset.fingerprint()}\n{config.to_yaml()}"
         storage.write_atomic(storage.join(config.out, CONFIG_FILE), page)
-        write_splits(dataset, storage.join(config.out, SPLITS_FOLDER))
+        write_splits(job.dataset, storage.join(config.out, SPLITS_FOLDER))
         board = boards.start_board()
-        task = make_task(config, model, dataset, facts, plan.threads, board)
+        task = job.make_task(plan.threads, board)
         console.say(
-            f"training {_describe_model(model)}: {len(task.train)} train and "
-            f"{len(task.val)} val images, {plan.describe()} x {plan.cpus:g} CPU {plan.gpus:g} GPU -> {config.out}"
+            f"training {job.describe()}, {plan.describe()} x {plan.cpus:g} CPU {plan.gpus:g} GPU -> {config.out}"
         )
         with boards.unwrap_errors(board):
             with watch_board(board, TrainProgress(console, config.training.epochs)):
                 best = run_training(task, plan)
             with console.status("sealing the bundle"):
-                card = ray.get(_seal_in_worker.remote(task, best, _data_facts(dataset, facts)))
+                card = ray.get(_seal_in_worker.remote(task, best, _data_facts(job.dataset, job.facts)))
     storage.write_atomic(storage.join(config.out, SCORES_FILE), json.dumps(card.scores, indent=1))
     return TrainResult(card.location, card.scores, was_finished=False)
-
-
-def _describe_model(model: ModelConfig) -> str:
-    return model.architecture if model.is_given else f"{model.architecture} on {model.encoder}"
-
-
-def _check_sizes(config: TrainConfig, train_images: int | None) -> None:
-    """Raises UserError for sizes that do not go together. train_images: None where not known yet."""
-    crop, size = config.augment.crop, config.input.size
-    if crop and (crop[0] > size[0] or crop[1] > size[1]):
-        raise UserError(f"augment.crop {list(crop)} is larger than input.size {list(size)}")
-    if train_images is not None and train_images < config.training.batch_size:
-        raise UserError(
-            f"training.batch_size is {config.training.batch_size}, the train split has {train_images} images; "
-            f"a batch cannot be larger than the split"
-        )
-
-
-def check_data(dataset: Dataset, config: TrainConfig, console: Console) -> doctor.Diagnosis:
-    """Looks at the data before Ray starts. Raises UserError naming the first file that cannot be used."""
-    train, val = dataset.samples("train"), dataset.samples("val")
-    _check_sizes(config, len(train))
-    diagnosis = doctor.check_samples({"train": train, "val": val}, dataset.classes, console=console)
-    for finding in diagnosis.errors:
-        raise UserError(
-            finding.message
-            + (
-                f" ({len(diagnosis.errors) - 1} more such findings; `batchseg check` lists them)"
-                if len(diagnosis.errors) > 1
-                else ""
-            )
-        )
-    return diagnosis
-
-
-def make_task(
-    config: TrainConfig, model: ModelConfig, dataset: Dataset, facts: doctor.Diagnosis, threads: int, board: Any
-) -> TrainTask:
-    """What every worker is told. model: that of the config, with absolute paths."""
-    weights = choose_class_weights(
-        config.training.class_weights, facts.class_pixels["train"], dataset.classes.names
-    )
-    return TrainTask(
-        config=config.model_copy(update={"model": model}),
-        classes=dataset.classes,
-        train=dataset.samples("train"),
-        val=dataset.samples("val"),
-        class_weights=weights,
-        threads=threads,
-        board=board,
-        fingerprint=dataset.fingerprint(),
-    )
-
-
-def find_model_files(model: ModelConfig) -> ModelConfig:
-    """The paths in `model` made absolute, since workers run elsewhere. Raises UserError for what does not exist."""
-    found: dict[str, str] = {}
-    if model.encoder_weights not in ("imagenet", "none") and not model.is_given:
-        found["encoder_weights"] = _find_file("encoder_weights", model.encoder_weights, "imagenet, none, or a path")
-    if model.is_given:
-        found["architecture"] = _find_file("architecture", model.architecture, f"{', '.join(ARCHITECTURES)}, or a path")
-    if model.start_from:
-        found["start_from"] = read_card(model.start_from).location
-    return model.model_copy(update=found)
-
-
-def _find_file(knob: str, given: str, allowed: str) -> str:
-    absolute = storage.to_absolute(given)
-    if storage.is_remote(absolute) or storage.file_type(absolute) != "file":
-        raise UserError(f"model.{knob}: {absolute} is no local file; allowed are {allowed}")
-    return absolute
 
 
 def run_training(task: TrainTask, plan: sizing.WorkerPlan) -> ray.train.Checkpoint:
@@ -262,12 +177,6 @@ def _data_facts(dataset: Dataset, facts: doctor.Diagnosis) -> dict[str, Any]:
         "brightness": facts.brightness,
         "single_class_share": facts.single_class["train"] / max(1, facts.checked["train"]),
     }
-
-
-def _local_folder(location: str) -> Path:
-    if storage.is_remote(location):
-        raise UserError("the drawn set needs a local out; give --data for an s3:// one")
-    return Path(location)
 
 
 if __name__ == "__main__":

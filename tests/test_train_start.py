@@ -8,7 +8,8 @@ import pytest
 from batchseg.bundle import load_model, read_card
 from batchseg.config import load_config
 from batchseg.errors import UserError
-from batchseg.train import find_model_files, train_model
+from batchseg.train import train_model
+from batchseg.train_opening import find_model_files
 
 
 @pytest.fixture
