@@ -11,13 +11,13 @@ import yaml
 from pydantic import Field, ValidationError
 
 from batchseg import storage
+from batchseg.augment_knobs import AugmentConfig as AugmentConfig
 from batchseg.errors import UserError
-from batchseg.knobs import AugmentConfig as AugmentConfig
 from batchseg.knobs import ClusterConfig as ClusterConfig
 from batchseg.knobs import InputConfig as InputConfig
-from batchseg.knobs import ModelConfig as ModelConfig
 from batchseg.knobs import Section
 from batchseg.knobs import TrainingConfig as TrainingConfig
+from batchseg.model_knobs import ModelConfig as ModelConfig
 
 RESOLVED_HEADER = "# resolved by batchseg train; data fingerprint "
 """First line of the page that a training run leaves, before the fingerprint of its data."""

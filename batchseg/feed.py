@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchseg import geometry as geo
-from batchseg.augment import augment_pair
+from batchseg.augment import augment_pair, mix_pair
 from batchseg.classes import ClassTable, MaskArray
 from batchseg.config import AugmentConfig
 from batchseg.datasets import Sample
@@ -147,8 +147,14 @@ class TrainFeed:
         sample = self.cache.load(index)
         if not self.augment.enabled:
             return geo.crop_center(sample.canvas, sample.mask, self.crop_hw)
+        # Of nothing but these, so that any worker makes the same pair of a sample.
         rng = np.random.default_rng([self.seed, epoch, index])
-        return augment_pair(sample.canvas, sample.mask, rng, self.augment, self.crop_hw)
+
+        def augment(source: CachedSample) -> tuple[RgbArray, MaskArray]:
+            return augment_pair(source.canvas, source.mask, rng, self.augment, self.crop_hw)
+
+        pair = augment(sample)
+        return mix_pair(pair, lambda: augment(self.cache.load(int(rng.integers(len(self.cache))))), rng, self.augment)
 
 
 def iterate_val(cache: SampleCache, shard: Shard, threads: int) -> Iterator[CachedSample]:

@@ -8,138 +8,25 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _split_words(value: Any) -> Any:
+def split_words(value: Any) -> Any:
     """`360,480` and `360x480` on a command line mean the same as [360, 480] in YAML."""
     if isinstance(value, str):
         return [part for part in value.replace("x", ",").strip("[]() ").split(",") if part.strip()]
     return value
 
 
-def _none_to_null(value: Any) -> Any:
+def none_to_null(value: Any) -> Any:
+    """The word none means null, as in YAML."""
     return None if value == "none" else value
 
 
-def _null_to_none(value: Any) -> Any:
-    return "none" if value is None else value
-
-
-SizeHw = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_split_words)]
-Range = Annotated[tuple[float, float], BeforeValidator(_split_words)]
+SizeHw = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(split_words)]
+Range = Annotated[tuple[float, float], BeforeValidator(split_words)]
 
 
 class Section(BaseModel):
     # validate_default keeps a wrong default from hiding until somebody sets the key
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-Encoder = Literal[
-    "mobilenet",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-    "efficientnet_b1",
-    "efficientnet_b2",
-    "efficientnet_b3",
-    "efficientnet_v2_b0",
-    "efficientnet_v2_b1",
-    "efficientnet_v2_b2",
-    "efficientnet_v2_b3",
-    "resnet50",
-    "resnet101",
-    "convnext_tiny",
-    "convnext_small",
-]
-ARCHITECTURES = ("unet", "deeplabv3plus", "fpn")
-CHANNELS = (256, 128, 64, 32)
-WIDTH = 256
-
-
-class ModelConfig(Section):
-    architecture: str = Field(
-        "unet",
-        description="unet, deeplabv3plus, fpn, or PATH.keras: a Keras model of yours that takes NxHxWx3, RGB 0 to 255, "
-        "scales within, and gives NxHxWxC logits. With a PATH the other knobs of the model but start_from do nothing",
-    )
-    encoder: Encoder = Field("mobilenet_v2", description="encoder of keras.applications")
-    encoder_width: float = Field(
-        1.0, gt=0, description="width multiplier (alpha) of the encoder; 1.0 is the full width. Only mobilenets"
-    )
-    encoder_weights: Annotated[str, BeforeValidator(_null_to_none)] = Field(
-        "imagenet", description="imagenet (downloads), a path to .weights.h5, or none"
-    )
-    encoder_padding: Literal["keras", "torch"] = Field(
-        "keras",
-        description="keras pads before each stride as keras.applications does; torch pads all four sides, "
-        "for weights converted from torchvision. Only mobilenet_v2",
-    )
-    output_stride: Literal[16, 8] = Field(
-        16,
-        description="pixels between the coarsest features; 8 is finer and about three times slower. Only deeplabv3plus",
-    )
-    decoder_channels: Annotated[tuple[PositiveInt, ...], BeforeValidator(_split_words)] = Field(
-        CHANNELS,
-        description="channels of the decoder from stride 16 up; 4 numbers end at stride 2, 5 at stride 1. Only unet",
-    )
-    decoder_width: PositiveInt = Field(WIDTH, description="channels of the decoder. Only deeplabv3plus and fpn")
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of features dropped before the head; 0 is off")
-    start_from: Annotated[str | None, BeforeValidator(_none_to_null)] = Field(
-        None,
-        description="folder of a bundle to take the weights from, but for the head if classes differ; none is off",
-    )
-
-    @property
-    def is_given(self) -> bool:
-        """Whether the architecture is a model file."""
-        return self.architecture not in ARCHITECTURES
-
-    @model_validator(mode="after")
-    def _check_channels(self) -> "ModelConfig":
-        if len(self.decoder_channels) not in (4, 5):
-            raise ValueError(f"decoder_channels has {len(self.decoder_channels)} numbers; 4 or 5 are allowed")
-        return self
-
-    @model_validator(mode="after")
-    def _check_architecture(self) -> "ModelConfig":
-        if self.is_given and not self.architecture.endswith(".keras"):
-            allowed = ", ".join(ARCHITECTURES)
-            raise ValueError(
-                f"architecture is {self.architecture!r}; allowed are {allowed}, or a path that ends in .keras"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_encoder(self) -> "ModelConfig":
-        if self.encoder_padding == "torch" and self.encoder != "mobilenet_v2":
-            raise ValueError(
-                f"encoder_padding is torch, but encoder is {self.encoder}; only mobilenet_v2 can be padded so"
-            )
-        if self.encoder_width != 1 and not self.encoder.startswith("mobilenet"):
-            raise ValueError(
-                f"encoder_width is {self.encoder_width:g}, but {self.encoder} has one width only; allowed is 1"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_decoder(self) -> "ModelConfig":
-        """A knob that does nothing is a mistake, not a detail."""
-        if self.is_given:
-            return self
-        if self.architecture != "unet" and self.decoder_channels != CHANNELS:
-            raise ValueError(
-                f"decoder_channels is {list(self.decoder_channels)}, but architecture is {self.architecture}; "
-                "only unet has it, the others have decoder_width"
-            )
-        if self.architecture == "unet" and self.decoder_width != WIDTH:
-            raise ValueError(
-                f"decoder_width is {self.decoder_width}, but architecture is unet, which has decoder_channels instead"
-            )
-        if self.architecture != "deeplabv3plus" and self.output_stride != 16:
-            raise ValueError(
-                f"output_stride is {self.output_stride}, but architecture is {self.architecture}; "
-                "only deeplabv3plus has it"
-            )
-        return self
 
 
 class InputConfig(Section):
@@ -151,7 +38,7 @@ class InputConfig(Section):
         description="resize stretches to `size`; letterbox keeps the aspect ratio and pads; "
         "tile leaves images at their own size and moves a window over them",
     )
-    overlap: Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_none_to_null)] = Field(
+    overlap: Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(none_to_null)] = Field(
         None,
         description="pixels that neighbouring tiles share, rounded up to the stride of 32; "
         "none is half of the tile's smaller side, as in nnU-Net, and less is faster. Only with fit: tile",
@@ -187,7 +74,7 @@ def _split_losses(value: Any) -> Any:
 
 def _split_weights(value: Any) -> Any:
     """`1,2.5,1` on a command line means the same as [1, 2.5, 1] in YAML."""
-    return _split_words(value) if isinstance(value, str) and not value.strip()[:1].isalpha() else value
+    return split_words(value) if isinstance(value, str) and not value.strip()[:1].isalpha() else value
 
 
 LossName = Literal["cross_entropy", "dice", "focal", "lovasz", "hard_pixels"]
@@ -260,28 +147,12 @@ class TrainingConfig(Section):
         return self
 
 
-class AugmentConfig(Section):
-    enabled: bool = Field(True, description="false trains on the whole fitted image, unchanged")
-    crop: Annotated[SizeHw | None, BeforeValidator(_none_to_null)] = Field(
-        None, description="height, width in pixels of a training crop; none is the whole image"
-    )
-    scale: Range = Field((0.5, 2.0), description="smallest and largest random zoom; 1,1 is off")
-    flip: Share = Field(0.5, description="share of images mirrored left to right; 0 is off")
-    color: Share = Field(0.3, description="strength of brightness, contrast, saturation and tint; 0 is off")
-
-    @model_validator(mode="after")
-    def _check_scale(self) -> "AugmentConfig":
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale is {list(self.scale)}; allowed is 0 < smallest <= largest")
-        return self
-
-
 Amount = Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def _split_workers(value: Any) -> Any:
     """`1,4` on a command line means the same as [1, 4] in YAML."""
-    return _split_words(value) if isinstance(value, str) and set(value) & set(",x[") else value
+    return split_words(value) if isinstance(value, str) and set(value) & set(",x[") else value
 
 
 class ClusterConfig(Section):

@@ -8,7 +8,7 @@ from batchseg.bundle import CARD_FILE, BundleCard, read_card
 from batchseg.config import DRAWN_DATA, RESOLVED_HEADER, TrainConfig, parse_config, read_yaml
 from batchseg.datasets import Dataset
 from batchseg.errors import UserError
-from batchseg.knobs import ARCHITECTURES
+from batchseg.model_knobs import ARCHITECTURES
 
 CONFIG_FILE = "config.yaml"
 SCORES_FILE = "scores.json"

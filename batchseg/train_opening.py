@@ -12,7 +12,7 @@ from batchseg.console import Console
 from batchseg.datasets import Dataset, open_dataset
 from batchseg.datasets.drawn import TRAIN_IMAGES, draw_dataset
 from batchseg.errors import UserError
-from batchseg.knobs import ARCHITECTURES
+from batchseg.model_knobs import ARCHITECTURES
 from batchseg.train_folder import check_same_data
 from batchseg.train_task import TrainTask, choose_class_weights
 

@@ -52,7 +52,7 @@ class Worker:
             shard,
             config.training.batch_size,
             config.training.seed,
-            config.augment,
+            config.augment.apply_strength(),
             task.crop_hw,
             threads=max(2, task.threads),
         )

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from batchseg.config import ModelConfig
-from batchseg.knobs import ARCHITECTURES
+from batchseg.model_knobs import ARCHITECTURES
 from batchseg.runtime import load_tensorflow
 
 tf = load_tensorflow()

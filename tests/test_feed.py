@@ -72,10 +72,18 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     assert len(orders) == 9
 
 
+ALL_ON = AugmentConfig(rotation=20, rare_crops=0.5, blur=0.5, noise=0.5, jpeg=0.5, class_mix=0.8, cutout=0.5)
+
+
+@pytest.mark.parametrize("augment", [AugmentConfig(), ALL_ON], ids=["default", "all"])
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_any_number_of_workers_sees_the_same_batches(samples: list[Sample], world_size: int) -> None:
-    alone = list(make_feed(samples).iterate_epoch(3))
-    together = [list(make_feed(samples, rank, world_size).iterate_epoch(3)) for rank in range(world_size)]
+def test_any_number_of_workers_sees_the_same_batches(
+    samples: list[Sample], world_size: int, augment: AugmentConfig
+) -> None:
+    def list_batches(rank: int = 0, size: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:
+        return list(replace(make_feed(samples, rank, size), augment=augment).iterate_epoch(3))
+
+    alone, together = list_batches(), [list_batches(rank, world_size) for rank in range(world_size)]
     assert len(alone) == COUNT // 4
     for step, (images, masks) in enumerate(alone):
         assert (images.shape, masks.shape) == ((4, 16, 16, 3), (4, 16, 16))

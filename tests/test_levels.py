@@ -16,10 +16,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "batchseg"
 HEAVY = frozenset({"tensorflow", "keras", "ray"})
 ROOMS = {
-    0: "config knobs storage access retries s3 s3_file images classes geometry tiling metrics errors",
+    0: "config knobs model_knobs augment_knobs storage access retries s3 s3_file images classes geometry tiling "
+    "metrics errors",
     1: "datasets doctor augment feed render console presets listing fetching ledger row_index lease clearing digest "
     "outputs verify row_check regions quality runner options columns isolation sanity rle "
-    "curves val_sheet event_log journal",
+    "photometric mixing curves val_sheet event_log journal",
     2: "models losses optimizers",
     3: "runtime bundle predict stages results plan_sample batch_norms train_step train_task train_folder export",
     4: "cluster sizing board train_worker train_loop train_opening train_plan train "

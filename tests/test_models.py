@@ -12,7 +12,7 @@ from small_models import configure, draw_images, load_plainly, run
 
 from batchseg.config import parse_config
 from batchseg.errors import UserError
-from batchseg.knobs import ARCHITECTURES, Encoder
+from batchseg.model_knobs import ARCHITECTURES, Encoder
 from batchseg.models import ENCODERS, build_model
 from batchseg.models.starting import list_weighted
 
