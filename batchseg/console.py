@@ -208,13 +208,25 @@ def watch_board(board: Any, progress: TrainProgress | CountProgress) -> Iterator
 
 
 def show_scores(console: Console, title: str, scores: dict[str, Any]) -> None:
-    """The one table at the end of training and of evaluate."""
+    """The one table at the end of training and of evaluate, which knows boundaries, interval and worst images too."""
+    boundary = scores.get("boundary_f1_by_class")
+    keys = {"IoU": "iou", "Dice": "dice", "precision": "precision", "recall": "recall"}
     rows = [
-        [entry["name"], _share(entry["iou"]), _share(entry["dice"]), f"{entry['pixels']:,}"]
+        [
+            entry["name"],
+            *(_share(entry.get(key)) for key in keys.values()),
+            *([_share(boundary[entry["name"]])] if boundary else []),
+            f"{entry['pixels']:,}",
+        ]
         for entry in scores["classes"]
     ]
-    console.show_table(title, ["class", "IoU", "Dice", "pixels"], rows)
+    console.show_table(title, ["class", *keys, *(["boundary F1"] if boundary else []), "pixels"], rows)
     console.say(f"mIoU {scores['miou']:.6f}  pixel accuracy {scores['pixel_accuracy']:.6f}  images {scores['images']}")
+    if scores.get("miou_interval_95", [None])[0] is not None:
+        low, high = scores["miou_interval_95"]
+        console.say(f"mIoU of other such images: {low:.3f} to {high:.3f} (95 %, bootstrap over images)")
+        worst = ", ".join(f"{item['name']} {item['miou']:.3f}" for item in scores["worst_images"][:3])
+        console.say(f"worst: {worst}")
 
 
 def format_duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ from batchseg.classes import ClassTable
 from batchseg.console import Console, CountProgress, watch_board
 from batchseg.datasets import Dataset, Sample, open_dataset
 from batchseg.errors import UserError
+from batchseg.image_scores import describe_images
 from batchseg.images import DEFAULT_MAX_MEGAPIXELS
 from batchseg.results import ScoreStage, sum_scores
 from batchseg.stages import FitStage
@@ -55,10 +56,16 @@ def evaluate_dataset(
         with watch_board(board, CountProgress(console, len(samples), "scored")), boards.unwrap_errors(board):
             stream = build_stream(_list_samples(samples), fit, ModelSpec(card.location, batch_size), plan, board)
             parts = add_last_stage(stream, score, plan, board).take_all()
-    total, problems = sum_scores(parts, len(dataset.classes))
+    total, images, problems = sum_scores(parts, len(dataset.classes))
     if problems:
         raise UserError(f"{problems[0]} ({len(problems)} images of split {split} cannot be scored)")
-    scores = {"split": split, "bundle": card.digest, **total.to_scores(dataset.classes.names, len(samples))}
+    names = dataset.classes.names
+    scores = {
+        "split": split,
+        "bundle": card.digest,
+        **total.to_scores(names, len(samples)),
+        **describe_images(images, names),
+    }
     if out:
         location = storage.join(out, "scores.json")
         storage.write_atomic(location, json.dumps(scores, indent=1))

@@ -64,21 +64,51 @@ class ConfusionMatrix:
     def pixel_accuracy(self) -> float:
         return float(_divide(np.trace(self.counts), self.counts.sum()))
 
+    @property
+    def precision(self) -> npt.NDArray[np.float64]:
+        """Per class, the share of its predicted pixels that are right; NaN where it is never predicted."""
+        return _divide(np.diag(self.counts), self.counts.sum(0))
+
+    @property
+    def recall(self) -> npt.NDArray[np.float64]:
+        """Per class, the share of its true pixels that are found; NaN where it is absent."""
+        return _divide(np.diag(self.counts), self.counts.sum(1))
+
+    @property
+    def mean_dice(self) -> float:
+        """Over the classes that the truth holds, as miou."""
+        present = self.counts.sum(1) > 0
+        return float(self.dice[present].mean()) if present.any() else float("nan")
+
+    @property
+    def frequency_weighted_iou(self) -> float:
+        """IoU weighed by each class's share of the true pixels (Long et al. 2015)."""
+        truth = self.counts.sum(1)
+        present = truth > 0
+        return float((self.iou[present] * truth[present]).sum() / truth.sum()) if present.any() else float("nan")
+
     def to_scores(self, class_names: Sequence[str], images: int) -> dict[str, Any]:
-        """The content of scores.json. Shares, not percent; None for a class that the truth does not hold."""
+        """The content of scores.json. Shares, not percent.
+
+        A class that the truth does not hold is left out of every mean and its scores are None, whatever was predicted;
+        its wrong pixels count against the classes that they truly are. Precision is None where nothing was predicted.
+        """
         pixels = self.counts.sum(1)
+        by_class = {name: getattr(self, name) for name in ("iou", "dice", "precision", "recall")}
         classes = [
             {
                 "name": name,
-                "iou": float(self.iou[i]) if pixels[i] else None,
-                "dice": float(self.dice[i]) if pixels[i] else None,
+                **{key: float(values[i]) if pixels[i] and np.isfinite(values[i]) else None
+                   for key, values in by_class.items()},
                 "pixels": int(pixels[i]),
             }
             for i, name in enumerate(class_names)
-        ]
+        ]  # fmt: skip
         return {
             "miou": self.miou,
             "pixel_accuracy": self.pixel_accuracy,
+            "mean_dice": self.mean_dice,
+            "frequency_weighted_iou": self.frequency_weighted_iou,
             "images": images,
             "classes": classes,
             "confusion": self.counts.tolist(),

@@ -19,6 +19,7 @@ from batchseg.columns import unpack_picture
 from batchseg.datasets import Sample
 from batchseg.datasets.sample import load_mask
 from batchseg.errors import ImageError, UserError, describe_no_space
+from batchseg.image_scores import ImageScore
 from batchseg.lease import check_token
 from batchseg.metrics import ConfusionMatrix
 from batchseg.options import SegmentOptions
@@ -177,25 +178,29 @@ def count_classes(mask: MaskArray, num_classes: int) -> list[int]:
 
 @dataclass(frozen=True)
 class ScoreStage:
-    """Restores masks and compares them with the truth: one confusion matrix per table, and what could not be used."""
+    """Restores masks and compares them with the truth: one confusion matrix per table, a score of each image, and what
+    could not be used.
+    """
 
     classes: ClassTable
     geometry: geo.Geometry
     board: Any
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        total, problems = ConfusionMatrix.empty(len(self.classes)), []
+        total, scores, problems = ConfusionMatrix.empty(len(self.classes)), [], []
         for index in range(len(table)):
             outcome = self._score(table, index)
             if isinstance(outcome, str):
                 problems.append(outcome)
             else:
-                total += outcome
+                scores.append(outcome[0].to_row())
+                total += outcome[1]
         self.board.add.remote(ok=len(table))
-        return pa.table({"counts": [total.counts.ravel().tolist()], "problems": [problems]}, schema=SCORE_SCHEMA)
+        row = {"counts": [total.counts.ravel().tolist()], "images": [scores], "problems": [problems]}
+        return pa.table(row, schema=SCORE_SCHEMA)
 
-    def _score(self, table: pa.Table, index: int) -> ConfusionMatrix | str:
-        """The counts of one image, or why it has none."""
+    def _score(self, table: pa.Table, index: int) -> tuple[ImageScore, ConfusionMatrix] | str:
+        """The scores of one image, or why it has none."""
         item = {name: table[name][index].as_py() for name in table.column_names if name not in _PICTURES}
         if item["error_kind"] is not None:
             return f"image {item['uri']} cannot be used: {item['error']}"
@@ -207,16 +212,22 @@ class ScoreStage:
         except UserError as error:
             return str(error)
         mask = finish_mask(unpack_picture(table["ids"], index, plan.canvas_hw), plan, InferenceOptions())
-        return ConfusionMatrix.from_masks(truth, mask, len(self.classes))
+        return ImageScore.from_masks(sample.name, truth, mask, len(self.classes))
 
 
-SCORE_SCHEMA = pa.schema([("counts", pa.list_(pa.int64())), ("problems", pa.list_(pa.string()))])
+_IMAGE_TYPE = pa.struct([("name", pa.string()), ("counts", pa.list_(pa.int64()))])
+SCORE_SCHEMA = pa.schema(
+    [("counts", pa.list_(pa.int64())), ("images", pa.list_(_IMAGE_TYPE)), ("problems", pa.list_(pa.string()))]
+)
 
 
-def sum_scores(parts: Sequence[dict[str, Any]], num_classes: int) -> tuple[ConfusionMatrix, list[str]]:
-    """What the tables of ScoreStage add up to, and every problem."""
-    total, problems = ConfusionMatrix.empty(num_classes), []
+def sum_scores(
+    parts: Sequence[dict[str, Any]], num_classes: int
+) -> tuple[ConfusionMatrix, list[ImageScore], list[str]]:
+    """What the tables of ScoreStage add up to, the score of each image, and every problem."""
+    total, images, problems = ConfusionMatrix.empty(num_classes), [], []
     for part in parts:
         total += ConfusionMatrix(np.asarray(part["counts"], np.int64).reshape(num_classes, num_classes))
+        images += [ImageScore.from_row(row) for row in part["images"]]
         problems += list(part["problems"])
-    return total, problems
+    return total, images, problems

@@ -68,13 +68,13 @@ def test_table_prints_names_as_given(console: Console, stream: io.StringIO, name
 
 def test_show_scores(console: Console, stream: io.StringIO) -> None:
     classes = [
-        {"name": "road", "iou": 0.5, "dice": 2 / 3, "pixels": 1234567},
+        {"name": "road", "iou": 0.5, "dice": 2 / 3, "precision": 0.8, "recall": 0.6, "pixels": 1234567},
         {"name": "tree", "iou": None, "dice": None, "pixels": 0},
     ]
     show_scores(console, "scores", {"classes": classes, "miou": 0.5, "pixel_accuracy": 0.75, "images": 9})
     text = stream.getvalue()
-    assert ["road", "0.5000", "0.6667", "1,234,567"] in [line.split() for line in text.splitlines()]
-    assert ["tree", "-", "-", "0"] in [line.split() for line in text.splitlines()]
+    assert ["road", "0.5000", "0.6667", "0.8000", "0.6000", "1,234,567"] in [line.split() for line in text.splitlines()]
+    assert ["tree", "-", "-", "-", "-", "0"] in [line.split() for line in text.splitlines()]
     assert "mIoU 0.500000  pixel accuracy 0.750000  images 9" in text
 
 

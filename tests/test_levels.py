@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "batchseg"
 HEAVY = frozenset({"tensorflow", "keras", "ray"})
 ROOMS = {
     0: "config knobs model_knobs augment_knobs storage access retries s3 s3_file images classes geometry tiling "
-    "metrics errors",
+    "metrics boundary image_scores errors",
     1: "datasets doctor augment feed render console presets listing fetching ledger row_index lease clearing digest "
     "outputs verify row_check regions quality runner options columns isolation sanity rle "
     "photometric mixing curves val_sheet event_log journal",

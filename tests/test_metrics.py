@@ -78,8 +78,11 @@ def test_scores_page() -> None:
     scores = json.loads(json.dumps(matrix.to_scores(["a", "b", "c"], images=7), allow_nan=False))
     assert scores["miou"] == 0.5
     assert scores["images"] == 7
-    assert scores["classes"][0] == {"name": "a", "iou": 0.5, "dice": pytest.approx(2 / 3), "pixels": 2}
-    assert scores["classes"][2] == {"name": "c", "iou": None, "dice": None, "pixels": 0}
+    assert scores["classes"][0] == {
+        "name": "a", "iou": 0.5, "dice": pytest.approx(2 / 3), "precision": 1.0, "recall": 0.5, "pixels": 2,
+    }  # fmt: skip
+    nothing = dict.fromkeys(("iou", "dice", "precision", "recall"))
+    assert scores["classes"][2] == {"name": "c", **nothing, "pixels": 0}
     assert scores["confusion"] == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
 
 
@@ -112,3 +115,15 @@ def test_what_cannot_be_compared_is_refused() -> None:
         ConfusionMatrix.from_masks(TRUTH, np.zeros((2, 3), np.uint8), 2)
     with pytest.raises(ValueError, match="prediction holds 2, classes are 0-1"):
         ConfusionMatrix.from_masks(TRUTH, np.full((2, 2), 2, np.uint8), 2)
+
+
+def test_precision_recall_and_means_by_hand() -> None:
+    # Rows truth: a is found 6 of 8 times, b 3 of 4; c is absent and predicted once.
+    matrix = ConfusionMatrix(np.array([[6, 1, 1], [1, 3, 0], [0, 0, 0]]))
+    assert matrix.precision.tolist() == pytest.approx([6 / 7, 3 / 4, 0])
+    assert matrix.recall[:2].tolist() == pytest.approx([6 / 8, 3 / 4])
+    assert np.isnan(matrix.recall[2])
+    assert matrix.mean_dice == pytest.approx((12 / 15 + 6 / 8) / 2)
+    assert matrix.frequency_weighted_iou == pytest.approx(8 / 12 * 6 / 9 + 4 / 12 * 3 / 5)
+    absent = matrix.to_scores(["a", "b", "c"], images=1)["classes"][2]
+    assert absent == {"name": "c", "iou": None, "dice": None, "precision": None, "recall": None, "pixels": 0}

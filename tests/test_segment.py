@@ -105,6 +105,16 @@ def test_no_skew(segmented: Path, odd_images: Path, bundle: Path, tmp_path: Path
     assert scores["pixel_accuracy"] == 1.0
     assert np.asarray(scores["confusion"]).sum() == sum(mask.size for mask in alone)
     assert json.loads((tmp_path / "scores" / "scores.json").read_text())["miou"] == scores["miou"]
+    assert scores["boundary_f1"] == 1.0
+    assert scores["miou_interval_95"] == [1.0, 1.0]
+
+
+def test_any_batch_and_any_actors_score_the_same(drawn_data: Path, bundle: Path, ray_session: None) -> None:
+    """To the last digit, boundaries, interval and worst images among it."""
+    first = evaluate_dataset(str(drawn_data), str(bundle), batch_size=1)
+    assert 0 < first["miou_interval_95"][0] <= first["miou"] <= first["miou_interval_95"][1]
+    assert len(first["worst_images"]) == 10
+    assert evaluate_dataset(str(drawn_data), str(bundle), batch_size=5, actors=2, gpus_per_actor=0) == first
 
 
 def test_an_array_is_predicted_as_its_lossless_file(odd_images: Path, bundle: Path) -> None:
