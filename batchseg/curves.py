@@ -28,7 +28,9 @@ def draw_curves(history: History, class_colors: dict[str, tuple[int, int, int]])
     scores.set_title(_describe_best(history))
     scores.legend()
     for name in pick_classes(history, list(class_colors)):
-        _plot(classes, history, f"val_iou/{name}", name, "#" + bytes(class_colors[name]).hex())
+        last = _last_value(history, f"val_iou/{name}")
+        label = name if last is None else f"{name} {last:.2f}"
+        _plot(classes, history, f"val_iou/{name}", label, "#" + bytes(class_colors[name]).hex())
     classes.set_title("IoU by class on val")
     classes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     _plot(rate, history, "learning_rate", "learning rate", _BLUE)
@@ -44,12 +46,21 @@ def draw_curves(history: History, class_colors: dict[str, tuple[int, int, int]])
 
 
 def pick_classes(history: History, names: Sequence[str]) -> list[str]:
-    """The classes whose lines are drawn: all, or of many those with the lowest IoU in the last scored epoch."""
-    scored = [row for row in history if row["val_miou"] is not None]
-    if len(names) <= _MOST_LINES or not scored:
+    """The classes whose lines are drawn, from the best down: all, or of many those with the lowest last IoU.
+
+    A legend in the order of the lines tells them apart where their colours do not.
+    """
+    last = {name: _last_value(history, f"val_iou/{name}") for name in names}
+    known = {name: value for name, value in last.items() if value is not None}
+    if not known:
         return list(names)[:_MOST_LINES]
-    last = {name: scored[-1][f"val_iou/{name}"] for name in names}
-    return sorted((name for name in names if last[name] is not None), key=lambda name: last[name])[:_MOST_LINES]
+    return sorted(known, key=lambda name: known[name], reverse=True)[-_MOST_LINES:]
+
+
+def _last_value(history: History, key: str) -> float | None:
+    """In the last scored epoch; None for a class that does not occur."""
+    scored = [row for row in history if row["val_miou"] is not None]
+    return scored[-1][key] if scored else None
 
 
 def _plot(axes: Axes, history: History, key: str, label: str, color: str) -> None:

@@ -1,5 +1,6 @@
 """What a training run leaves under `out` for people: metrics.csv, curves.png, pictures of val, TensorBoard events."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,9 +25,12 @@ class Journal:
         storage.make_folder(storage.join(out, EVENTS_FOLDER))
         self._events = EventLog(storage.join(out, EVENTS_FOLDER))
         self._events.write_schedule(rates)
+        # When an epoch ended is not kept; how long it took is.
+        ended = time.time() - sum(row["train_seconds"] + row["val_seconds"] for row in history)
         for row in history:
-            self._events.write_epoch(row)
-            self._repeat_picture(row["epoch"])
+            ended += row["train_seconds"] + row["val_seconds"]
+            self._events.write_epoch(row, ended)
+            self._repeat_picture(row["epoch"], ended)
         self._events.flush()
         if history:
             write_metrics_csv(storage.join(out, METRICS_FILE), history)
@@ -47,10 +51,10 @@ class Journal:
     def _picture_location(self, epoch: int) -> str:
         return storage.join(self._out, PICTURES_FOLDER, f"val-epoch-{epoch:04d}.png")
 
-    def _repeat_picture(self, epoch: int) -> None:
+    def _repeat_picture(self, epoch: int, wall_time: float) -> None:
         location = self._picture_location(epoch)
         if storage.exists(location):
-            self._events.write_picture("val", storage.read_bytes(location), epoch)
+            self._events.write_picture("val", storage.read_bytes(location), epoch, wall_time)
 
 
 def write_metrics_csv(location: str, history: Sequence[dict[str, Any]]) -> None:

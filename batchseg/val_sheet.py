@@ -13,6 +13,7 @@ from batchseg.render import draw_contact_sheet, draw_overlay
 
 _WRONG, _IGNORED = (230, 30, 30), (128, 128, 128)
 _LONGEST = 1024
+_TITLES = ("image", "truth", "prediction", "errors (red; grey: ignored)")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def draw_val_sheet(pictures: Sequence[ValPicture], classes: ClassTable) -> RgbAr
         rows.append([image, *overlays, draw_errors(image, picture.truth, picture.predicted)])
         miou = ConfusionMatrix.from_masks(picture.truth, picture.predicted, len(classes)).miou
         captions.append(f"{picture.name}   mIoU {miou:.3f}" if np.isfinite(miou) else f"{picture.name}   all ignored")
-    return draw_contact_sheet(rows, captions, ("image", "truth", "prediction", "errors"), classes, cell_width=320)
+    return draw_contact_sheet(rows, captions, _TITLES, classes, cell_width=320)
 
 
 def draw_errors(image_rgb: RgbArray, truth: MaskArray, predicted: MaskArray) -> RgbArray:

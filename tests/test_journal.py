@@ -1,6 +1,9 @@
 """What a run leaves for people: curves, pictures of val, TensorBoard events, metrics.csv."""
 
 import csv
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +68,13 @@ def test_curves_are_a_picture(epochs: int) -> None:
 def test_of_many_classes_the_worst_are_drawn() -> None:
     names = [f"class{index}" for index in range(40)]
     history = make_history(4, names)
-    assert pick_classes(history, names) == names[:12]
+    assert pick_classes(history, names) == names[11::-1], "from the best down"
     for row in history:
         if row["val_miou"] is not None:
             row["val_iou/class30"] = -0.5
-    assert pick_classes(history, names)[0] == "class30"
+    assert pick_classes(history, names)[-1] == "class30"
     assert pick_classes(history[:1], names) == names[:12], "before val was scored"
+    assert pick_classes(make_history(4, NAMES), NAMES) == ["hill", "sky"], "tree never occurs"
 
 
 def test_events_can_be_read_back_and_begin_again(tmp_path: Path) -> None:
@@ -86,11 +90,32 @@ def test_events_can_be_read_back_and_begin_again(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("val_miou")] == [(2, 0.5)]
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
     assert len(events.Scalars("planned/learning_rate")) == 500
+    assert all(abs(event.wall_time - time.time()) < 60 for event in events.Scalars("loss")), "not 1970"
     assert events.Images("val")[0].encoded_image_string == png
     second = EventLog(str(tmp_path))
     second.write_epoch(history[0])
     second.close()
     assert [event.step for event in read_events(tmp_path).Scalars("loss")] == [1]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 499, 999, 1001, 12345])
+def test_the_schedule_is_thinned_out(steps: int, tmp_path: Path) -> None:
+    log = EventLog(str(tmp_path))
+    log.write_schedule([0.25] * steps)
+    log.close()
+    events = read_events(tmp_path)
+    points = [event.step for event in events.Scalars("planned/learning_rate")] if steps else []
+    assert min(steps, 250) <= len(points) <= 500
+    assert points == sorted(set(points))
+
+
+def test_events_are_written_without_tensorflow(tmp_path: Path) -> None:
+    script = (
+        "import sys; from batchseg.event_log import EventLog; log = EventLog(sys.argv[1]);"
+        "log.write_epoch({'epoch': 1, 'loss': 1.0}); log.close(); assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "new" / "folder")], check=True)
+    assert [event.step for event in read_events(tmp_path / "new" / "folder").Scalars("loss")] == [1]
 
 
 def test_pictures_are_spread_evenly() -> None:
@@ -135,6 +160,8 @@ def test_a_journal_goes_on_where_a_kill_left_it(table: ClassTable, tmp_path: Pat
     assert rows[0]["val_miou"] == ""
     events = read_events(tmp_path / "tensorboard")
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    first, second = (event.wall_time for event in events.Scalars("loss")[:2])
+    assert second - first == pytest.approx(11, abs=0.01), "11 s an epoch, also when written again"
     assert [image.step for image in events.Images("val")] == [2]
     assert cv2.imread(str(tmp_path / "curves.png")) is not None
     assert (tmp_path / "pictures" / "val-epoch-0002.png").exists()
