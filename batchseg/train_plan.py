@@ -15,23 +15,27 @@ from batchseg import board as boards
 from batchseg import cluster, sizing
 from batchseg.config import TrainConfig
 from batchseg.console import Console, format_duration
-from batchseg.feed import Shard, iterate_val
+from batchseg.feed import SampleCache, Shard, iterate_val
+from batchseg.train_folder import check_out
 from batchseg.train_opening import OpenedJob, open_job
 from batchseg.train_task import TrainTask
+from batchseg.val_sheet import pick_evenly
 
-_STEPS = 4
+_STEPS = 8
+_SETTLED = 4  # after that many steps what was loaded ahead, while the first one compiled, is used up
 _VAL_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class TrainCost:
-    """Measured in one worker. layers: (name, parameters) of the model's parts. Seconds are medians after a first step.
+    """Measured in one worker. parts: (name, parameters, those of them that train) of the model.
 
-    peak_bytes: memory of that process; gpu_bytes: of its GPU, None without. cached_bytes: what all decoded images take.
+    step_seconds: a step with the wait for its batch, median of late steps; images are still decoded in them.
+    peak_bytes: memory of that process; gpu_bytes: of its GPU, None without. cached_bytes: what all decoded images of a
+    worker take.
     """
 
-    layers: list[tuple[str, int]]
-    trainable: int
+    parts: list[tuple[str, int, int]]
     step_seconds: float
     first_step_seconds: float
     val_image_seconds: float
@@ -44,6 +48,8 @@ def plan_training(config: TrainConfig, *, address: str | None = None, console: C
     """Measures and prints. Raises UserError for all that `train_model` refuses before it starts."""
     console = console or Console.quiet()
     config = config.model_copy(update={"out": cluster.resolve_output(config.out)})
+    if check_out(config):
+        console.say(f"{config.out} is finished already; measured all the same")
     with tempfile.TemporaryDirectory() as folder:
         job = open_job(config, console, lambda: f"{folder}/drawn")
         with cluster.connect(address):
@@ -74,24 +80,42 @@ def measure_cost(task: TrainTask, workers: int) -> TrainCost:
     training = task.config.training.model_copy(update={"batch_size": share})
     config = task.config.model_copy(update={"training": training})
     worker = Worker(replace(task, config=config), Shard(0, 1))
-    seconds = []
+    seconds, started = [], time.perf_counter()
     for images, masks in itertools.islice(worker.feed.iterate_epoch(0), _STEPS):
-        started = time.perf_counter()
         float(worker.step(images, masks))
         seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
     val_seconds = _time_val(worker)
     gpus = worker.tf.config.list_physical_devices("GPU")
-    sample = worker.feed.cache.load(0)
+    cached = _estimate_bytes(worker.feed.cache) + _estimate_bytes(worker.val_cache) // workers
     return TrainCost(
-        layers=[(layer.name, layer.count_params()) for layer in worker.model.layers if layer.count_params()],
-        trainable=sum(math.prod(variable.shape) for variable in worker.model.trainable_variables),
-        step_seconds=statistics.median(seconds[1:] or seconds),
+        parts=count_parts(worker.model),
+        step_seconds=statistics.median(seconds[_SETTLED:] or seconds[1:] or seconds),
         first_step_seconds=seconds[0],
         val_image_seconds=val_seconds,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         gpu_bytes=worker.tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpus else None,
-        cached_bytes=(sample.canvas.nbytes + sample.mask.nbytes) * (len(task.train) + len(task.val)),
+        cached_bytes=cached,
     )
+
+
+def count_parts(model: Any) -> list[tuple[str, int, int]]:
+    """(name, parameters, trainable ones) of encoder, decoder and head, or of each layer of a model that has no such."""
+    names = {layer.name for layer in model.layers}
+    parts: dict[str, tuple[int, int]] = {}
+    for layer in filter(lambda layer: layer.count_params(), model.layers):
+        name = "decoder" if "encoder" in names and layer.name not in ("encoder", "head") else layer.name
+        total, trainable = parts.get(name, (0, 0))
+        here = sum(math.prod(variable.shape) for variable in layer.trainable_variables)
+        parts[name] = (total + layer.count_params(), trainable + here)
+    return [(name, *counts) for name, counts in parts.items()]
+
+
+def _estimate_bytes(cache: SampleCache) -> int:
+    """What all its samples take when decoded, from the mean of some."""
+    samples = [cache.load(index) for index in pick_evenly(len(cache), _VAL_IMAGES)]
+    sizes = [sample.canvas.nbytes + sample.mask.nbytes for sample in samples]
+    return round(len(cache) * statistics.mean(sizes))
 
 
 def _time_val(worker: Any) -> float:
@@ -107,15 +131,14 @@ def _time_val(worker: Any) -> float:
 def show_cost(console: Console, job: OpenedJob, plan: sizing.WorkerPlan, cost: TrainCost) -> None:
     """The model's parts, then time and memory."""
     config = job.config.training
-    rows = [(name, f"{count:,}") for name, count in cost.layers]
-    total = sum(count for _, count in cost.layers)
-    console.show_table(job.describe(), ["layer", "parameters"], [*rows, ("total", f"{total:,}")])
+    total, trainable = sum(part[1] for part in cost.parts), sum(part[2] for part in cost.parts)
+    rows = [(name, f"{here:,}", f"{learned:,}") for name, here, learned in (*cost.parts, ("total", total, trainable))]
+    console.show_table(job.describe(), ["part", "parameters", "trainable"], rows)
     steps = len(job.dataset.samples("train")) // config.batch_size
     train_seconds = steps * cost.step_seconds
     val_seconds = len(job.dataset.samples("val")) * cost.val_image_seconds / plan.workers
     scorings = -(-config.epochs // config.val_every)
     whole = config.epochs * train_seconds + scorings * val_seconds
-    console.say(f"trainable    {cost.trainable:,} parameters")
     console.say(
         f"step         {cost.step_seconds:.2f} s for {config.batch_size} images on {plan.workers} workers "
         f"({config.batch_size / cost.step_seconds:.1f} images/s), the first {cost.first_step_seconds:.0f} s"
@@ -124,7 +147,10 @@ def show_cost(console: Console, job: OpenedJob, plan: sizing.WorkerPlan, cost: T
         f"epoch        {steps} steps, {format_duration(train_seconds)}; val {format_duration(val_seconds)}; "
         f"{config.epochs} epochs {format_duration(whole)}"
     )
-    console.say(f"memory       {cost.peak_bytes / 2**30:.1f} GiB a worker" + _describe_gpu(cost))
+    console.say(
+        f"memory       {cost.peak_bytes / 2**30:.1f} GiB a worker{_describe_gpu(cost)}; decoded images add up to "
+        f"{min(cost.cached_bytes / 1e9, config.cache_gb):.2f} GB"
+    )
     console.say(
         f"cache        {cost.cached_bytes / 1e9:.2f} GB would hold all decoded images; "
         f"training.cache_gb is {config.cache_gb:g} a worker"
