@@ -169,7 +169,7 @@ class Worker:
         self._report({"epoch": last["epoch"], "val_miou": miou}, progress, scores)
         if self.shard.rank == 0:
             assert self._journal is not None, "the first worker keeps it"
-            self._journal.write_epoch(progress.history, self._pictures)
+            self._journal.write_epoch(progress.history, self._pictures if confusion else [])
             self.task.board.put.remote(history=progress.history)
 
     def _report(self, metrics: dict[str, float], progress: Progress, scores: dict[str, Any] | None) -> None:
