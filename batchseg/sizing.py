@@ -9,6 +9,9 @@ import ray
 from batchseg.config import ClusterConfig
 from batchseg.errors import UserError
 
+_LEAST_FOR_ACTOR = 8
+"""Twentieths of a CPU; with less, many more actors than cores fight over them."""
+
 
 @dataclass(frozen=True)
 class WorkerPlan:
@@ -140,11 +143,13 @@ def plan_stream(actors: int | None = None, gpus_per_actor: float | None = None) 
     count = actors or sum(max(1, int(node // 8)) for node in cpus)
     threads = max(1, min(int(max(cpus)), int(sum(cpus) // count)))
     reserved = min(cpus) / 2 if len(cpus) >= count else min(threads, min(cpus)) / 2
-    # Never equal to what the CPU stages have: Ray would run those inside the actor.
-    reserved = reserved + 0.1 if reserved == stage_cpus else reserved
-    if _count_places(reserved, 0.0, stage_cpus) < count:
-        raise UserError(f"--actors {count} leaves no CPU for decoding and writing; the cluster has {sum(cpus):g} CPUs")
-    return StreamPlan(count, reserved, 0.0, threads, stage_cpus)
+    for share in [reserved, *(step / 20 for step in range(int(reserved * 20), _LEAST_FOR_ACTOR - 1, -1))]:
+        # Never equal to what the CPU stages have: Ray would run those inside the actor. And decoding and writing must
+        # both find a place beside all actors: Ray Data stalls, without a word, where one of them never can.
+        leaves_room = count * share + 2 * stage_cpus <= sum(cpus) + 1e-9
+        if share != stage_cpus and leaves_room and _count_places(share, 0.0, stage_cpus) >= count:
+            return StreamPlan(count, share, 0.0, threads, stage_cpus)
+    raise UserError(f"--actors {count} leaves no CPU for decoding and writing; the cluster has {sum(cpus):g} CPUs")
 
 
 def _can_grow() -> bool:

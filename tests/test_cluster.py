@@ -87,6 +87,8 @@ def check_stream(nodes: Sequence[Node], plan: sizing.StreamPlan) -> None:
     assert plan.cpus != plan.stage_cpus
     for free in place(nodes, plan.actors, plan.cpus, plan.gpus):
         assert max(cpus for cpus, _ in free) >= plan.stage_cpus - 1e-9, f"no stage fits beside {plan} on {list(nodes)}"
+        # Decoding and writing at once: Ray Data stalls where one of them can never be given its share.
+        assert sum(cpus for cpus, _ in free) >= 2 * plan.stage_cpus - 1e-9, f"{plan} leaves too little on {list(nodes)}"
 
 
 # --- segment and evaluate ---

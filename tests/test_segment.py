@@ -109,6 +109,7 @@ def test_no_skew(segmented: Path, odd_images: Path, bundle: Path, tmp_path: Path
     assert scores["miou_interval_95"] == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_any_batch_and_any_actors_score_the_same(drawn_data: Path, bundle: Path, ray_session: None) -> None:
     """To the last digit, boundaries, interval and worst images among it."""
     first = evaluate_dataset(str(drawn_data), str(bundle), batch_size=1)
