@@ -3,8 +3,8 @@
 # nothing but the policies.
 #
 # command:  jobs/aws-roles.sh BUCKET
-#           batchseg-worker may read and write that bucket; batchseg-head also starts and ends machines, with Ray's tag
-#           or without: AmazonEC2FullAccess is what Ray's own role has.
+#           batchseg-worker may read and write that bucket. batchseg-head also starts and ends machines, by
+#           AmazonEC2FullAccess as Ray's own role does: it may do so with any machine of the account.
 # hardware: none
 # time, score: not run here
 #
