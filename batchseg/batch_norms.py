@@ -53,6 +53,7 @@ def _normalize_synchronized(tf: Any, inputs: Tensor, scale: Tensor, offset: Tens
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def normalize(x: Tensor, scale: Tensor, offset: Tensor) -> Any:
+        """((outputs, mean, variance), what gives the gradients of the three arguments)."""
         mean, variance, count = _join_moments(tf, x)
         outputs = _normalize(tf, x, scale, offset, mean, variance, epsilon)
 

@@ -109,10 +109,10 @@ def _load_train_config(config: str | None, overrides: dict[str, str], console: C
         console.say(f"config: ./{DEFAULT_CONFIG}")
     if config is not None or "data" in overrides:
         return load_config(config, overrides)
-    from batchseg.presets import DRAWN_SET
+    from batchseg.presets import preset_with
 
     console.say("no config given: training on the set that batchseg draws itself")
-    return load_config(None, {**DRAWN_SET, **overrides})
+    return load_config(None, preset_with(overrides))
 
 
 @cli.command()

@@ -59,6 +59,8 @@ def evaluate_dataset(
     total, images, problems = sum_scores(parts, len(dataset.classes))
     if problems:
         raise UserError(f"{problems[0]} ({len(problems)} images of split {split} cannot be scored)")
+    if not total.counts.any():
+        raise UserError(f"split {split} of {location} has no pixel of any class: all its masks are ignored")
     names = dataset.classes.names
     scores = {
         "split": split,

@@ -57,8 +57,7 @@ class ConfusionMatrix:
     @property
     def miou(self) -> float:
         """Mean over the classes that the truth holds; absent ones are left out. NaN without any valid pixel."""
-        present = self.counts.sum(1) > 0
-        return float(self.iou[present].mean()) if present.any() else float("nan")
+        return self._average(self.iou)
 
     @property
     def pixel_accuracy(self) -> float:
@@ -77,15 +76,19 @@ class ConfusionMatrix:
     @property
     def mean_dice(self) -> float:
         """Over the classes that the truth holds, as miou."""
-        present = self.counts.sum(1) > 0
-        return float(self.dice[present].mean()) if present.any() else float("nan")
+        return self._average(self.dice)
 
     @property
     def frequency_weighted_iou(self) -> float:
         """IoU weighed by each class's share of the true pixels (Long et al. 2015)."""
-        truth = self.counts.sum(1)
-        present = truth > 0
-        return float((self.iou[present] * truth[present]).sum() / truth.sum()) if present.any() else float("nan")
+        return self._average(self.iou, weights=self.counts.sum(1))
+
+    def _average(self, by_class: npt.NDArray[np.float64], weights: CountArray | None = None) -> float:
+        """The mean over the classes that the truth holds; NaN where it holds none."""
+        present = self.counts.sum(1) > 0
+        if not present.any():
+            return float("nan")
+        return float(np.average(by_class[present], weights=None if weights is None else weights[present]))
 
     def to_scores(self, class_names: Sequence[str], images: int) -> dict[str, Any]:
         """The content of scores.json. Shares, not percent.

@@ -57,6 +57,7 @@ class _Grouped:
         self._shares, self._frozen_steps, self._decays = list(shares), list(frozen_steps), list(decays)
 
     def update_step(self: Any, gradient: Tensor, variable: Tensor, learning_rate: Tensor) -> None:
+        """Called by Keras for each variable: its share of the rate, its decay, then the optimizer's own step."""
         index = self._get_variable_index(variable)
         rate = ops.cast(learning_rate, variable.dtype) * self._shares[index]
         if self._frozen_steps[index]:

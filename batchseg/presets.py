@@ -1,8 +1,11 @@
 """The job that runs without any data: the drawn set, small enough for two CPU cores."""
 
+from collections.abc import Mapping
+
 DRAWN_SET = {
     "data": "drawn",
     "out": "runs/drawn",
+    "model.architecture": "unet",
     "model.encoder": "mobilenet",
     "model.encoder_width": "0.25",
     "model.encoder_weights": "none",
@@ -15,3 +18,13 @@ DRAWN_SET = {
     "cluster.workers": "2",
 }
 """Overrides of the defaults, as on a command line."""
+
+_OF_MODEL = ("model.architecture", "model.encoder")
+_OF_THIS_MODEL = ("model.encoder_width", "model.decoder_channels")
+
+
+def preset_with(overrides: Mapping[str, str]) -> dict[str, str]:
+    """The preset under `overrides`. Another architecture or encoder than the preset's comes with its own defaults."""
+    is_other = any(overrides.get(key, DRAWN_SET[key]) != DRAWN_SET[key] for key in _OF_MODEL)
+    kept = {key: value for key, value in DRAWN_SET.items() if not (is_other and key in _OF_THIS_MODEL)}
+    return {**kept, **overrides}

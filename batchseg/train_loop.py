@@ -36,6 +36,7 @@ def train_epochs(task: TrainTask) -> None:
     progress = worker.resume(checkpoint)
     for epoch in range(len(progress.history), task.config.training.epochs):
         if is_stalled(progress.history, task.config.training.stop_after):
+            worker.say(f"ended after epoch {epoch}: no better val mIoU in {task.config.training.stop_after} scorings")
             return
         started = time.monotonic()
         worker.train_epoch(epoch, progress)

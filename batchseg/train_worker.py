@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import ray
 import ray.train
 
 from batchseg import bundle as bundles
@@ -105,8 +106,12 @@ class Worker:
         keep_head = card.classes.names == self.task.classes.names
         report = load_start(self.model, bundles.load_model(card), keep_head=keep_head)
         self.average.restart()
+        self.say(f"start from {location}: {report.describe()}")
+
+    def say(self, text: str) -> None:
+        """One line for the user, said once however many workers there are."""
         if self.shard.rank == 0:
-            self.task.board.put.remote(note=f"start from {location}: {report.describe()}")
+            ray.get(self.task.board.put.remote(note=text))
 
     @property
     def learning_rate(self) -> float:

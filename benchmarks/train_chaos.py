@@ -26,18 +26,9 @@ from watch import list_tree, read_kind
 
 from batchseg.bundle import check_weights, read_card
 from batchseg.datasets.drawn import draw_dataset
+from batchseg.presets import DRAWN_SET
 
-JOB = {
-    "model.encoder": "mobilenet",
-    "model.encoder_width": "0.25",
-    "model.encoder_weights": "none",
-    "model.decoder_channels": "48,32,24,16",
-    "input.size": "96,128",
-    "training.batch_size": "8",
-    "training.learning_rate": "4e-3",
-    "augment.scale": "0.8,1.25",
-    "cluster.max_failures": "10",
-}
+JOB = {**DRAWN_SET, "input.size": "96,128", "training.batch_size": "8", "cluster.max_failures": "10"}
 MODES = ("worker", "driver", "resize")
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from batchseg.config import TrainConfig, iterate_knobs, load_config, parse_config, read_yaml, suggest_name
 from batchseg.errors import UserError
+from batchseg.presets import preset_with
 
 
 def write_page(folder: Path, text: str) -> str:
@@ -224,3 +225,11 @@ def test_ready_jobs_are_valid_and_say_what_to_expect(page: Path) -> None:
     header = [line for line in page.read_text().splitlines() if line.startswith("# ")]
     for word in ("command:", "hardware:", "time:", "score:"):
         assert any(line.startswith(f"# {word}") for line in header), f"{page.name} does not say its {word}"
+
+
+def test_the_preset_gives_way_to_another_model() -> None:
+    """Whoever asks for an encoder or a decoder need not know what the preset of the drawn set says of its own."""
+    assert load_config(None, preset_with({})).model.encoder_width == 0.25
+    assert load_config(None, preset_with({"model.encoder": "mobilenet"})).model.encoder_width == 0.25
+    for key, name in (("encoder", "resnet50"), ("architecture", "fpn"), ("architecture", "deeplabv3plus")):
+        assert getattr(load_config(None, preset_with({f"model.{key}": name})).model, key) == name

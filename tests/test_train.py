@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 from batchseg.bundle import read_card
 from batchseg.config import load_config
-from batchseg.errors import UserError
+from batchseg.errors import StoppedError, UserError
 from batchseg.train import train_model
 from batchseg.train_folder import check_out
 
@@ -171,6 +173,45 @@ def test_a_bad_mask_is_named_before_training(drawn_data: Path, tiny_overrides: d
     with pytest.raises(UserError, match=r"0003\.png holds class id 77, but the class table has 6 classes \(0-5\)"):
         train_model(job)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_names_step_and_files(
+    trained_out: Path, tiny_overrides: dict[str, str], drawn_data: Path, ray_session: None, tmp_path: Path
+) -> None:
+    """It stops at once, though Ray Train would start again, and what was there before stays."""
+    out = tmp_path / "out"
+    job = {**tiny_overrides, "out": str(out), "training.learning_rate": "1e30", "training.clip_norm": "0"}
+    with pytest.raises(UserError, match=r"not a number in epoch 1, step \d+") as caught:
+        train_model(load_config(None, job))
+    named = re.search(r"files of that batch: (.*)\. The last checkpoint is kept", str(caught.value))
+    assert named is not None
+    names = [name.rpartition("/")[2] for name in named[1].split(", ")]
+    assert len(names) == 8
+    assert all((drawn_data.parent / "train" / "images" / name).exists() for name in names)
+    assert not (out / "bundle").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_training_and_the_same_line_goes_on(
+    tiny_overrides: dict[str, str], ray_session: None, tmp_path: Path
+) -> None:
+    """The disk holds one checkpoint of some 7 MB, not two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o"]
+    if subprocess.run([*mount, "size=12m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        config = load_config(None, {**tiny_overrides, "out": str(disk / "out"), "cluster.workers": "1"})
+        with pytest.raises(StoppedError, match="no space left"):
+            train_model(config)
+        subprocess.run([*mount, "remount,size=200m", str(disk)], check=True)
+        assert train_model(config).scores["images"] == 12
+        rows = list(csv.DictReader((disk / "out" / "metrics.csv").open()))
+        assert [int(row["epoch"]) for row in rows] == [1, 2]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.slow

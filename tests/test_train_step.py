@@ -23,14 +23,21 @@ STEPS = 10
 EXACT = {"augment.enabled": "false", "model.dropout": "0", "training.learning_rate": "5e-5"}
 
 
-def run_parts(accumulation: int, masks: np.ndarray) -> tuple[list[float], np.ndarray]:
-    """Losses and last weights of a few steps of a model without batch norm."""
+def run_parts(
+    masks: np.ndarray, options: StepOptions, *, norm: bool = False, **knobs: Any
+) -> tuple[list[float], np.ndarray]:
+    """Losses and last weights of a few steps of a small model, without batch norm unless asked for."""
     tf = load_tensorflow()
     keras.utils.set_random_seed(0)
+    config = TrainingConfig(
+        losses={"cross_entropy": 1.0, "dice": 0.5, "hard_pixels": 0.5}, warmup_epochs=0, **knobs
+    )
+    keras.config.set_dtype_policy(config.precision)
     inputs = keras.Input((None, None, 3), dtype="uint8")
-    logits = keras.layers.Conv2D(3, 3, padding="same")(keras.layers.Rescaling(1 / 255)(inputs))
-    model = keras.Model(inputs, logits)
-    config = TrainingConfig(losses={"cross_entropy": 1.0, "dice": 0.5, "hard_pixels": 0.5}, warmup_epochs=0)
+    features = keras.layers.Conv2D(4, 3, padding="same")(keras.layers.Rescaling(1 / 255, dtype="float32")(inputs))
+    features = keras.layers.BatchNormalization()(features) if norm else features
+    model = keras.Model(inputs, keras.layers.Conv2D(3, 1, dtype="float32")(features))
+    keras.config.set_dtype_policy("float32")
     optimizer = build_optimizer(config, 5, model.trainable_variables)
     step = make_step(
         tf,
@@ -39,7 +46,7 @@ def run_parts(accumulation: int, masks: np.ndarray) -> tuple[list[float], np.nda
         optimizer,
         build_losses(config, [1.0, 2.0, 3.0]),
         WeightAverage(model, 3),
-        StepOptions(accumulation),
+        options,
     )
     images = np.random.default_rng(0).integers(0, 256, (*masks.shape, 3), np.uint8)
     losses = [float(step(images, masks)) for _ in range(3)]
@@ -51,12 +58,23 @@ def test_parts_of_a_batch_are_the_whole() -> None:
     masks = np.random.default_rng(1).integers(0, 3, (5, 8, 8)).astype(np.uint8)
     masks[0, :6] = 255
     masks[4] = 255
-    losses, weights = run_parts(1, masks)
+    losses, weights = run_parts(masks, StepOptions())
     assert losses[2] < losses[0]
     for accumulation in (2, 5):
-        found, others = run_parts(accumulation, masks)
+        found, others = run_parts(masks, StepOptions(accumulation))
         assert found == pytest.approx(losses, rel=1e-5)
         np.testing.assert_allclose(others, weights, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("xla", [False, True])
+def test_every_precision_learns_with_and_without_xla(precision: str, xla: bool) -> None:
+    masks = np.random.default_rng(1).integers(0, 3, (4, 8, 8)).astype(np.uint8)
+    plain, _ = run_parts(masks, StepOptions(), norm=True)
+    losses, weights = run_parts(masks, StepOptions(xla=xla), norm=True, precision=precision)
+    assert losses == pytest.approx(plain, rel=1e-4 if precision == "float32" else 0.03)
+    assert losses[-1] < losses[0]
+    assert np.isfinite(weights).all()
 
 
 def record_losses(loop_config: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ def rewrite(base: keras.Model, *, pads_all_sides: bool = False, max_stride: int 
     plan = _plan_changes(base, pads_all_sides, max_stride)
 
     def call(layer: Any, *args: Any, **settings: Any) -> Any:
+        """Connects a layer of the clone: passed over, opened up, or padded before."""
         if isinstance(layer, SCALING):
             return args[0]
         if isinstance(layer, keras.Sequential):

@@ -35,12 +35,18 @@ REFERENCES = [
 ]
 
 
+def make_base(constructor: Any, **settings: Any) -> keras.Model:
+    """A model of keras.applications as it comes, in which every layer matters."""
+    base = constructor(input_shape=(None, None, 3), include_top=False, weights=None, **settings)
+    scatter_weights(base)
+    return base
+
+
 @pytest.mark.parametrize(("name", "constructor", "prepare", "deepest"), REFERENCES)
 def test_encoder_sees_pictures_as_keras_applications_does(
     name: str, constructor: Any, prepare: Any, deepest: str, tmp_path: Path
 ) -> None:
-    base = constructor(input_shape=(None, None, 3), include_top=False, weights=None)
-    scatter_weights(base)
+    base = make_base(constructor)
     if name == "efficientnet_b0":  # as its ImageNet weights have it
         set_scaling(base, [0.485, 0.456, 0.406], np.array([0.229, 0.224, 0.225]) ** 2)
     path = tmp_path / "encoder.weights.h5"
@@ -82,8 +88,7 @@ def test_dilated_features_hold_the_features_before(
     name: str, constructor: Any, stride: int, padding: str, tmp_path: Path
 ) -> None:
     """At every 32nd pixel, a stride turned into dilation changes nothing, up to the border."""
-    base = constructor(input_shape=(None, None, 3), include_top=False, weights=None)
-    scatter_weights(base)
+    base = make_base(constructor)
     path = tmp_path / "encoder.weights.h5"
     base.save_weights(path)
     picture = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype(np.float32)
@@ -108,8 +113,7 @@ def test_dilated_features_hold_the_features_before(
 )
 def test_first_dilated_convolution_after_squeeze_and_excite(name: str, constructor: Any, strided: str) -> None:
     """Further in, means over a denser grid differ a little, so only the first is compared."""
-    base = constructor(input_shape=(None, None, 3), include_top=False, weights=None, **ENCODERS[name].settings)
-    scatter_weights(base)
+    base = make_base(constructor, **ENCODERS[name].settings)
     set_scaling(base, np.zeros(3), np.full(3, 1 / 255**2))  # undoes the 1 / 255 before it
     picture = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype(np.float32)
     coarse, fine = (
