@@ -20,6 +20,7 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._state: dict[str, Any] = {}
         self._begun: dict[str, int] = {}
+        self._actors: list[Any] = []
 
     def put(self, **values: Any) -> None:
         """Sets values."""
@@ -39,6 +40,13 @@ class ProgressBoard:
         """A piece of work came to its end, in so many seconds of a stage."""
         self._begun.pop(work, None)
         self.add(**{f"busy/{stage}": seconds})
+
+    def enlist(self, actor: Any) -> None:
+        """The handle of an actor that must not outlive the work."""
+        self._actors.append(actor)
+
+    def list_actors(self) -> list[Any]:
+        return self._actors
 
     def read(self) -> dict[str, Any]:
         return self._state

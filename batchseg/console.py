@@ -18,6 +18,9 @@ from rich.table import Table
 _POLL_SECONDS = 0.5
 _PLAIN_LINE_SECONDS = 15.0
 
+DescribeWait = Callable[[], str | None]
+"""What a command waits for, as long as nothing has begun; None when it has all it asked for."""
+
 
 class _Nowhere(io.StringIO):
     """A stream that keeps nothing."""
@@ -95,8 +98,8 @@ class Console:
 class TrainProgress:
     """Turns what the workers put on the board into lines: one that moves, one for each finished epoch."""
 
-    def __init__(self, console: Console, epochs: int):
-        self._console, self._epochs = console, epochs
+    def __init__(self, console: Console, epochs: int, describe_wait: DescribeWait = lambda: None):
+        self._console, self._epochs, self._describe_wait = console, epochs, describe_wait
         self._shown_epochs: int | None = None
         self._note: str | None = None
         self._first: tuple[float, float] | None = None
@@ -112,7 +115,7 @@ class TrainProgress:
             self._console.say(self._note)
         self._say_finished(state)
         if "steps" not in state:
-            return show("starting the workers")
+            return show(self._describe_wait() or "starting the workers")
         done = state["epoch"] - 1 + (state["step"] / state["steps"] if state["phase"] == "train" else 1)
         line = f"epoch {state['epoch']}/{self._epochs} {state['phase']} {state['step']}/{state['steps']}"
         if "loss" in state:
@@ -152,8 +155,9 @@ class TrainProgress:
 class CountProgress:
     """`done of total` with rate and ETA, from the counters `ok` and `failed` on the board."""
 
-    def __init__(self, console: Console, total: int, verb: str):
+    def __init__(self, console: Console, total: int, verb: str, describe_wait: DescribeWait = lambda: None):
         self._console, self._total, self._verb, self._counted = console, total, verb, 0
+        self._describe_wait = describe_wait
         self._started: float | None = None
 
     @property
@@ -170,7 +174,7 @@ class CountProgress:
         failed = state.get("failed", 0)
         done = min(self._total, state.get("ok", 0) + failed)  # a task that is run again counts again
         if not done:
-            return show("starting the stages")
+            return show(self._describe_wait() or "starting the stages")
         now = time.monotonic()
         if self._started is None:
             self._started, self._first = now, done

@@ -17,7 +17,7 @@ from batchseg.image_scores import describe_images
 from batchseg.images import DEFAULT_MAX_MEGAPIXELS
 from batchseg.results import ScoreStage, sum_scores
 from batchseg.stages import FitStage
-from batchseg.stream import ModelSpec, add_last_stage, build_stream
+from batchseg.stream import ModelSpec, add_last_stage, build_stream, release_actors
 
 
 def evaluate_dataset(
@@ -53,9 +53,13 @@ def evaluate_dataset(
         board = boards.start_board()
         score = ScoreStage(dataset.classes, card.geometry, board)
         fit = FitStage(card.geometry, DEFAULT_MAX_MEGAPIXELS, None)
-        with watch_board(board, CountProgress(console, len(samples), "scored")), boards.unwrap_errors(board):
+        with (
+            watch_board(board, CountProgress(console, len(samples), "scored", plan.wanted.describe_wait)),
+            boards.unwrap_errors(board),
+        ):
             stream = build_stream(_list_samples(samples), fit, ModelSpec(card.location, batch_size), plan, board)
-            parts = add_last_stage(stream, score, plan, board).take_all()
+            with release_actors(board):
+                parts = add_last_stage(stream, score, plan, board).take_all()
     total, images, problems = sum_scores(parts, len(dataset.classes))
     if problems:
         raise UserError(f"{problems[0]} ({len(problems)} images of split {split} cannot be scored)")

@@ -5,7 +5,6 @@ list -> compare with rows -> lease -> settle -> subtract -> stream (stream.py) -
 
 import json
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from batchseg.results import JobFacts, WriteStage
 from batchseg.sanity import Band, SanityCheck
 from batchseg.segment_job import SegmentJob, open_job
 from batchseg.stages import Decode, FitStage
-from batchseg.stream import Committer, ModelSpec, add_last_stage, build_stream
+from batchseg.stream import Committer, ModelSpec, add_last_stage, build_stream, release_actors
 
 _LOOK_SECONDS = 0.5
 
@@ -139,9 +138,7 @@ def _prepare_out(job: SegmentJob, console: Console) -> None:
     ledger.write_table(storage.join(job.out, ledger.MANIFEST_FILE), job.listing.manifest, job.out)
 
 
-def _stream(
-    job: SegmentJob, todo: pa.Table, plan: sizing.StreamPlan, lease: Lease, console: Console
-) -> dict[str, Any]:
+def _stream(job: SegmentJob, todo: pa.Table, plan: sizing.StreamPlan, lease: Lease, console: Console) -> dict[str, Any]:
     """The stream, its rows committed as they come. Returns how fast. Raises UserError or StoppedError of a stage."""
     started, board, options = time.monotonic(), boards.start_board(), job.options
     facts = JobFacts(
@@ -151,7 +148,7 @@ def _stream(
         job.card.geometry, options.max_megapixels, options.overlay_size if options.overlay_suffix else None, job.decode
     )
     model = ModelSpec(job.card.location, options.batch_size, options.inference)
-    shown = watch_board(board, CountProgress(console, len(todo), "segmented"))
+    shown = watch_board(board, CountProgress(console, len(todo), "segmented", plan.wanted.describe_wait))
     with shown, boards.unwrap_errors(board), Committer(facts, board) as committer:
         rows = add_last_stage(
             build_stream(todo, fit, model, plan, board),
@@ -160,10 +157,9 @@ def _stream(
             board,
         )
         try:
-            _commit_all(rows, committer, job, lease, board, console)
-        except (KeyboardInterrupt, StoppedError, ray.exceptions.RayError) as error:
-            # Else whoever keeps the error keeps the model actors, too, and the next job waits for their CPUs.
-            traceback.clear_frames(error.__traceback__)
+            with release_actors(board):
+                _commit_all(rows, committer, job, lease, board, console)
+        except (KeyboardInterrupt, StoppedError, ray.exceptions.RayError):
             # What is there is kept; where even that fails, the next run does it again.
             with suppress(UserError, StoppedError, OSError, ray.exceptions.RayError):
                 committer.finish()

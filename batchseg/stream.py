@@ -35,6 +35,7 @@ COMMIT_BYTES = 64 * 2**20
 COMMIT_SECONDS = 30.0
 _COMMITS_AT_ONCE = 4
 _CLOCK_SECONDS = 1.0
+_ASK_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ def build_stream(
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
-                min_size=plan.actors, max_size=plan.actors, max_tasks_in_flight_per_actor=_IN_FLIGHT_PER_ACTOR
+                min_size=plan.actors,
+                max_size=None if plan.may_grow else plan.actors,
+                max_tasks_in_flight_per_actor=_IN_FLIGHT_PER_ACTOR,
             ),
             num_cpus=plan.cpus,
             num_gpus=plan.gpus or None,
@@ -75,6 +78,22 @@ def add_last_stage(
 ) -> ray.data.Dataset:
     """The stream with WriteStage or ScoreStage at its end."""
     return images.map_batches(Guarded(stage, board), batch_size=None, batch_format="pyarrow", num_cpus=plan.stage_cpus)
+
+
+@contextmanager
+def release_actors(board: Any) -> Iterator[None]:
+    """Around what drives a stream: one that ends early gives its actors' CPUs and GPUs back at once.
+
+    Ray Data ends its actors when its executor is collected (2.60), but an error, and whoever logs or keeps one, keeps
+    the frames that hold it. The next job of this process would wait for those CPUs, perhaps for ever.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(ray.exceptions.RayError):
+            for actor in ray.get(board.list_actors.remote(), timeout=_ASK_TIMEOUT_S):
+                ray.kill(actor)
+        raise
 
 
 class Guarded:
@@ -139,6 +158,7 @@ class ModelActor(Guarded):
 
     def __init__(self, board: Any, model: ModelSpec, threads: int):
         with boards.report_errors(board):
+            ray.get(board.enlist.remote(ray.get_runtime_context().current_actor))
             super().__init__(PredictStage(model.bundle, model.batch_size, threads, model.inference), board)
 
 

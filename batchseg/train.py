@@ -55,9 +55,7 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
         return TrainResult(finished.location, finished.scores, was_finished=True)
     job = open_job(config, console, lambda: storage.join(config.out, "data"))
     with cluster.connect(address):
-        plan = sizing.plan_training_workers(
-            config.cluster, config.training.batch_size, config.training.accumulation
-        )
+        plan = sizing.plan_training_workers(config.cluster, config.training.batch_size, config.training.accumulation)
         storage.make_folder(config.out)
         cluster.check_shared(config.out)
         console.log_into(config.out)
@@ -72,7 +70,7 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
             f"training {job.describe()}, {plan.describe()} x {plan.cpus:g} CPU {plan.gpus:g} GPU -> {config.out}"
         )
         with boards.unwrap_errors(board):
-            with watch_board(board, TrainProgress(console, config.training.epochs)):
+            with watch_board(board, TrainProgress(console, config.training.epochs, plan.wanted.describe_wait)):
                 best = run_training(task, plan)
             with console.status("sealing the bundle"):
                 card = ray.get(_seal_in_worker.remote(task, best, _data_facts(job.dataset, job.facts)))

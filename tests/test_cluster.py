@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from batchseg import board as boards
-from batchseg import cluster, sizing
+from batchseg import capacity, cluster, sizing
 from batchseg.config import ClusterConfig
 from batchseg.errors import StoppedError, UserError
 
@@ -253,15 +253,23 @@ def test_auto_gpus_are_one_for_each_or_none(set_shape: SetShape, shape: str, wor
 )
 def test_share_of_cpus(set_shape: SetShape, nodes: list[Node], workers: int, gpus: float, cpus: float) -> None:
     set_shape(nodes)
-    assert sizing._share_cpus(workers, gpus) == cpus
+    assert sizing._share_cpus(capacity.list_nodes(), workers, gpus) == cpus
 
 
 @pytest.mark.parametrize(
     ("shape", "config", "message"),
     [
         ("1x8", {"workers": 9}, r"cluster\.workers is 9, training\.batch_size is 8; each worker needs an image"),
-        ("1x8", {"workers": 1, "gpus_per_worker": 1}, r"1 workers x 1 GPUs are wanted; the cluster has 0"),
-        ("2x8 with a GPU", {"workers": 3, "gpus_per_worker": 1}, r"3 workers x 1 GPUs are wanted; the cluster has 2"),
+        (
+            "1x8",
+            {"workers": 1, "gpus_per_worker": 1},
+            r"1 workers x 1 GPU are wanted; the cluster has 8 CPUs and 0 GPUs",
+        ),
+        (
+            "2x8 with a GPU",
+            {"workers": 3, "gpus_per_worker": 1},
+            r"3 workers x 1 GPU are wanted; the cluster has 16 CPUs and 2 GPUs",
+        ),
         ("1x8", {"workers": 2, "cpus_per_worker": 5}, r"2 workers x 5 CPUs are wanted; the cluster has 8"),
         ("3x4", {"workers": 1, "cpus_per_worker": 5}, r"1 workers x 5 CPUs are wanted"),  # 12 in all, 4 on a node
         ("3x4", {"workers": 4, "cpus_per_worker": 3}, r"4 workers x 3 CPUs are wanted"),
@@ -273,12 +281,98 @@ def test_what_a_cluster_cannot_hold(set_shape: SetShape, shape: str, config: dic
         sizing.plan_training_workers(ClusterConfig.model_validate(config), batch_size=8)
 
 
-def test_a_cluster_that_grows_may_be_asked_for_more(set_shape: SetShape, tmp_path: Path) -> None:
-    set_shape(CPU_SHAPES["1x2"])
-    (tmp_path / "ray_bootstrap_config.yaml").write_text("")
+# --- clusters that grow ---
+
+LAUNCHER_PAGE = """
+max_workers: 6
+provider: {type: aws}
+head_node_type: head
+available_node_types:
+  head: {resources: {CPU: 2}}
+  gpu_worker: {resources: {CPU: 8, GPU: 1}, max_workers: 4}
+  cpu_worker: {resources: {CPU: 16}}
+"""
+
+
+@pytest.fixture
+def growing(set_shape: SetShape, tmp_path: Path) -> None:
+    """The head of Ray's launcher, before any worker came."""
+    set_shape([(2, 0)])
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(LAUNCHER_PAGE)
+
+
+def test_a_cluster_that_grows_may_be_asked_for_more(growing: None) -> None:
     config = ClusterConfig(workers=4, gpus_per_worker=1, cpus_per_worker=4)
     assert sizing.plan_training_workers(config, batch_size=8) == sizing.WorkerPlan(4, 4, 1)
-    assert sizing.plan_stream(gpus_per_actor=1, actors=2).actors == 2
+    alone = ClusterConfig(workers=4, gpus_per_worker=1)
+    assert sizing.plan_training_workers(alone, batch_size=8).cpus == 8, "of the nodes that come, not of the head"
+    assert sizing.plan_stream(gpus_per_actor=1, actors=4).actors == 4
+    assert sizing.plan_stream(gpus_per_actor=0.5, actors=8).actors == 8
+    on_cpus = sizing.plan_stream(actors=7)
+    assert (on_cpus.actors, on_cpus.gpus) == (7, 0)
+    assert on_cpus.cpus > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"workers": 5, "gpus_per_worker": 1, "cpus_per_worker": 4},
+            r"5 workers x 1 GPU are wanted; the cluster has 2 CPUs and 0 GPUs and may grow to 130 CPUs and 4 GPUs",
+        ),
+        ({"workers": 1, "cpus_per_worker": 17}, "1 workers x 17 CPUs are wanted; .* its nodes have no place for them"),
+    ],
+)
+def test_what_a_cluster_that_grows_can_never_hold(growing: None, config: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sizing.plan_training_workers(ClusterConfig.model_validate(config), batch_size=8)
+
+
+def test_actors_that_a_cluster_that_grows_can_never_hold(growing: None) -> None:
+    with pytest.raises(UserError, match=r"5 actors x 1 GPU are wanted; .* may grow to 130 CPUs and 4 GPUs"):
+        sizing.plan_stream(actors=5, gpus_per_actor=1)
+    with pytest.raises(
+        UserError, match=r"--actors 900 leaves no CPU for decoding and writing; .* may grow to 130 CPUs"
+    ):
+        sizing.plan_stream(actors=900)
+
+
+def test_own_machines_never_grow(set_shape: SetShape, tmp_path: Path) -> None:
+    set_shape(CPU_SHAPES["1x2"])
+    (tmp_path / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\nmax_workers: 9\n")
+    with pytest.raises(UserError, match="4 actors x 1 GPU are wanted; the cluster has 2 CPUs and 0 GPUs, and"):
+        sizing.plan_stream(gpus_per_actor=1, actors=4)
+
+
+def test_kuberay_with_an_autoscaler_may_grow(set_shape: SetShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_shape([(0, 0)])
+    with pytest.raises(UserError, match="4 actors x 1 GPU are wanted"):
+        sizing.plan_stream(gpus_per_actor=1, actors=4)
+    with pytest.raises(UserError, match=r"the cluster has 0 CPUs and 0 GPUs; say what to wait for, such as --actors 2"):
+        sizing.plan_stream()
+    monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start --head --no-monitor --num-cpus=0")
+    assert sizing.plan_stream(gpus_per_actor=1, actors=4).actors == 4
+    assert sizing.plan_stream(actors=4).actors == 4
+
+
+def test_actors_on_gpus_become_more_unless_their_number_is_given(set_shape: SetShape) -> None:
+    set_shape(GPU_SHAPES["2x8 with a GPU"])
+    assert sizing.plan_stream().may_grow
+    assert not sizing.plan_stream(actors=2).may_grow
+    assert not sizing.plan_stream(gpus_per_actor=0).may_grow
+
+
+def test_what_is_waited_for(growing: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = sizing.plan_stream(actors=2, gpus_per_actor=1)
+    assert plan.wanted.describe_wait() == (
+        "waiting for nodes: 2 actors x 1 GPU are wanted; "
+        "the cluster has 2 CPUs and 0 GPUs and may grow to 130 CPUs and 4 GPUs"
+    )
+    training = sizing.plan_training_workers(ClusterConfig(workers=2, gpus_per_worker=0, cpus_per_worker=1), 8)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
+    assert training.wanted.describe_wait() == "2 workers x 1 CPU are wanted; 0.5 of 2 CPUs are free"
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 2.0})
+    assert training.wanted.describe_wait() is None
 
 
 # --- errors ---

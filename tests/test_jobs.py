@@ -6,16 +6,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.dataset as ds
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 PROJECT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+# One cluster with a token does nearly all; the tests that start their own Ray, and one here, need none.
+with_token = pytest.mark.parametrize("head", ["token"], indirect=True, scope="module")
 COPIED = ("batchseg", "jobs", "pyproject.toml")
 
 
@@ -28,18 +31,23 @@ class Head:
     environment: dict[str, str]
     home: Path
 
-    def run(self, *command: str, cwd: Path, check: bool = True) -> str:
+    def run(self, *command: str, cwd: Path, code: int = 0) -> str:
         done = subprocess.run(
             command, cwd=cwd, env=self.environment, capture_output=True, text=True, timeout=500, check=False
         )
-        assert done.returncode == 0 or not check, done.stdout + done.stderr
+        assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def submit(self, project: Path, *entrypoint: str) -> str:
+    def submit(self, project: Path, *entrypoint: str, code: int = 0, flags: Sequence[str] = ()) -> str:
+        """Returns the log, once the job has ended with that exit code of `ray job submit`."""
         return self.run(
-            str(BIN / "ray"), "job", "submit", "--address", self.dashboard, "--working-dir", str(project), "--",
-            "python", "-m", *entrypoint, cwd=project,
+            str(BIN / "ray"), "job", "submit", "--address", self.dashboard, "--working-dir", str(project), *flags, "--",
+            "python", "-m", *entrypoint, cwd=project, code=code,
         )  # fmt: skip
+
+    def job(self, verb: str, submission_id: str) -> str:
+        """`ray job stop`, `status` or `logs`."""
+        return self.run(str(BIN / "ray"), "job", verb, "--address", self.dashboard, submission_id, cwd=self.home)
 
 
 def find_free_port() -> int:
@@ -48,7 +56,7 @@ def find_free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module", params=["token", "disabled"])
+@pytest.fixture(scope="module")
 def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     folder = tmp_path_factory.mktemp(f"head-{request.param}")
     token = folder / "token"
@@ -99,42 +107,111 @@ def copy_project(target: Path) -> Path:
     return target
 
 
-def test_submitted_training_resumes_and_the_cluster_segments(head: Head, tmp_path: Path) -> None:
-    project = copy_project(tmp_path / "project")
-    out = head.home / "runs" / "smoke"
+@dataclass(frozen=True)
+class Trained:
+    """A submitted training that has ended: the copy of the project it was submitted from, its `out`, its log."""
+
+    project: Path
+    out: Path
+    printed: str
+
+    @property
+    def bundle(self) -> str:
+        return str(self.out / "bundle")
+
+    @property
+    def images(self) -> Path:
+        return self.out / "data" / "test" / "images"
+
+
+@pytest.fixture(scope="module")
+def trained(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    project = copy_project(tmp_path_factory.mktemp("submitted") / "project")
     printed = head.submit(project, "batchseg.train", "jobs/smoke.yaml")
-    assert f"out: {out}" in printed
-    assert f"bundle: {out / 'bundle'}" in printed
-    assert (out / "bundle" / "bundle.json").exists()
+    return Trained(project, head.home / "runs" / "smoke", printed)
+
+
+def read_images(out: Path, status: str) -> list[str]:
+    """The images that have a row of that status."""
+    return sorted(ds.dataset(out / "rows" / f"status={status}").to_table(["image_id"])["image_id"].to_pylist())
+
+
+@with_token
+def test_a_submitted_training_resumes(head: Head, trained: Trained) -> None:
+    assert f"out: {trained.out}" in trained.printed
+    assert f"bundle: {trained.bundle}" in trained.printed
+    assert "succeeded" in trained.printed
+    assert (trained.out / "bundle" / "bundle.json").exists()
 
     # Another code version, more epochs: another working directory on the cluster, the same run.
-    (project / "batchseg" / "changed.py").write_text('"""Not there before."""\n')
-    printed = head.submit(project, "batchseg.train", "jobs/smoke.yaml", "--training.epochs", "3")
+    (trained.project / "batchseg" / "changed.py").write_text('"""Not there before."""\n')
+    printed = head.submit(trained.project, "batchseg.train", "jobs/smoke.yaml", "--training.epochs", "3")
     assert "going on after epoch 2" in printed
     assert "epoch   3/3" in printed
 
-    images = out / "data" / "test" / "images"
-    environment = {**head.environment, "RAY_ADDRESS": head.address}
+
+@with_token
+def test_the_cluster_of_ray_address_segments(head: Head, trained: Trained, tmp_path: Path) -> None:
     segmented = tmp_path / "segmented"
-    command = [sys.executable, "-m", "batchseg", "segment", str(images), "--model", str(out / "bundle")]
     done = subprocess.run(
-        [*command, "--out", str(segmented)],
-        cwd=PROJECT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+        [sys.executable, "-m", "batchseg", "segment", str(trained.images), "--model", trained.bundle,
+         "--out", str(segmented)],
+        cwd=PROJECT, env={**head.environment, "RAY_ADDRESS": head.address}, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list((segmented / "masks").iterdir())) == len(list(images.iterdir()))
+    assert len(list((segmented / "masks").iterdir())) == len(list(trained.images.iterdir()))
 
 
-def test_submitted_without_arguments_trains_on_the_drawn_set(head: Head, tmp_path: Path) -> None:
-    project = copy_project(tmp_path / "project")
-    printed = head.submit(project, "batchseg.train")
+@with_token
+def test_a_submitted_training_without_arguments_takes_the_drawn_set(head: Head, trained: Trained) -> None:
+    printed = head.submit(trained.project, "batchseg.train", "--training.epochs", "1")
     assert "no config given: training on the set that batchseg draws itself" in printed
     assert f"bundle: {head.home / 'runs' / 'drawn' / 'bundle'}" in printed
+
+
+@with_token
+def test_bad_arguments_fail_the_job_with_their_message(head: Head, trained: Trained) -> None:
+    printed = head.submit(trained.project, "batchseg.train", "--training.epoch", "1", code=1)
+    assert "training.epoch" in printed
+    assert "failed with exit code 2" in printed
+    assert "Traceback" not in printed
+
+
+@with_token
+def test_a_submitted_segment_with_a_failed_image(head: Head, trained: Trained, tmp_path: Path) -> None:
+    """The job fails, since not all is well; the log says why, and everything has its row."""
+    mixed, out = tmp_path / "mixed", tmp_path / "out"
+    shutil.copytree(trained.images, mixed)
+    (mixed / "broken.png").write_bytes(b"no picture")
+    line = ("batchseg.segment", str(mixed), "--model", trained.bundle, "--out", str(out))
+    printed = head.submit(trained.project, *line, code=1)
+    assert "failed with exit code 3" in printed
+    assert "Traceback" not in printed
+    assert read_images(out, "error") == ["broken.png"]
+    assert len(read_images(out, "ok")) == len(list(trained.images.iterdir()))
+
+
+@with_token
+def test_a_stopped_job_is_completed_by_the_same_line(head: Head, trained: Trained, tmp_path: Path) -> None:
+    """`ray job stop` while images are being written; nothing of the stopped run is lost or done wrong."""
+    many, out = tmp_path / "many", tmp_path / "out"
+    many.mkdir()
+    sources = sorted(trained.images.iterdir())
+    for number in range(600):
+        (many / f"{number:04d}.png").symlink_to(sources[number % len(sources)])
+    line = ("batchseg.segment", str(many), "--model", trained.bundle, "--out", str(out))
+    head.submit(trained.project, *line, flags=("--no-wait", "--submission-id", "stopped"))
+    deadline = time.monotonic() + 120
+    while not (out / "masks").exists() or not list((out / "masks").iterdir()):
+        assert time.monotonic() < deadline, head.job("logs", "stopped")
+        time.sleep(0.1)
+    head.job("stop", "stopped")
+    assert "was stopped" in head.job("status", "stopped")
+    assert len(list((out / "masks").iterdir())) < 600, "stopped half way"
+    head.submit(trained.project, *line)
+    assert len(read_images(out, "ok")) == 600
+    assert "clean: nothing is wrong" in head.run(sys.executable, "-m", "batchseg", "verify", str(out), cwd=PROJECT)
 
 
 WAIT_FOR_TWO_NODES = """
@@ -147,6 +224,7 @@ while sum(node["Alive"] for node in ray.nodes()) < 2:
 """
 
 
+@pytest.mark.parametrize("head", ["token", "disabled"], indirect=True, scope="module")
 def test_output_that_a_node_does_not_see_is_refused(head: Head, drawn_data: Path, tmp_path: Path) -> None:
     """The second node has a disk of its own where the output would go."""
     hidden = tmp_path / "not shared"

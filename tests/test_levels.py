@@ -23,7 +23,7 @@ ROOMS = {
     "photometric mixing curves val_sheet event_log journal",
     2: "models losses optimizers",
     3: "runtime bundle predict stages results plan_sample batch_norms train_step train_task train_folder export",
-    4: "cluster sizing board train_worker train_loop train_opening train_plan train "
+    4: "cluster capacity sizing board train_worker train_loop train_opening train_plan train "
     "stream segment_job segment evaluate plan",
     5: "demo cli cli_options __main__ __init__",
 }

@@ -1,5 +1,6 @@
 """Whatever breaks, every image ends with one row: poison, kills, a second job, hopeless runs."""
 
+import gc
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import ray
 from deadly import make_deadly_decoder
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -161,6 +163,14 @@ def test_ctrl_c_ends_cleanly_and_goes_on(photos: Path, bundle: Path, ray_session
     assert_whole(out)
 
 
+def wait_for_all_cpus() -> None:
+    """Until no actor of a stream that has ended holds a CPU."""
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "the actors of the stopped run live on"
+        time.sleep(0.2)
+
+
 def test_a_job_that_lost_its_lease_stops(photos: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
@@ -176,8 +186,14 @@ def test_a_job_that_lost_its_lease_stops(photos: Path, bundle: Path, ray_session
 
         return decode
 
-    with pytest.raises(StoppedError, match="another job has taken OUT"):
-        segment_images(str(photos), str(bundle), str(out), options=PLAIN, decode=take_over())
+    gc.disable()  # by accident it may free the actors, too
+    try:
+        with pytest.raises(StoppedError, match="another job has taken OUT") as told:
+            segment_images(str(photos), str(bundle), str(out), options=PLAIN, decode=take_over())
+        wait_for_all_cpus()
+    finally:
+        gc.enable()
+    assert told.tb is not None, "held until here, with the frames of the run"
     assert not list(out.glob("rows/*/*")), "it has written rows without the lease"
     assert json.loads((out / "run.json").read_text())["state"] == "running", "run.json is the other job's now"
 

@@ -1,0 +1,121 @@
+"""What the cluster has, what it may gain, and what a command waits for."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+
+from batchseg.errors import UserError
+
+Nodes = list[dict[str, float]]
+"""The resources of each node, by name."""
+
+_LAUNCHER_PAGE = "~/ray_bootstrap_config.yaml"
+_KUBERAY_VARIABLE = "KUBERAY_GEN_RAY_START_CMD"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """`count` places of so many cpus and gpus each, called by `noun` (workers, actors); `spare_cpus` beside on each
+    node.
+    """
+
+    count: int
+    noun: str
+    cpus: float
+    gpus: float
+    spare_cpus: float = 0.0
+
+    def describe(self) -> str:
+        """2 actors x 1 GPU."""
+        amounts = [_count(amount, name) for amount, name in ((self.cpus, "CPU"), (self.gpus, "GPU")) if amount]
+        return f"{self.count} {self.noun} x {' and '.join(amounts)}"
+
+    def fits_on(self, nodes: Nodes) -> bool:
+        return count_places(nodes, self.cpus, self.gpus, self.spare_cpus) >= self.count
+
+    def check_possible(self) -> None:
+        """Raises UserError where no node that is there or may come will ever do."""
+        ceiling = find_ceiling()
+        if ceiling is not None and not self.fits_on(ceiling):
+            raise UserError(f"{self.describe()} are wanted; {describe_cluster()}, and its nodes have no place for them")
+
+    def describe_wait(self) -> str | None:
+        """For the progress line while nothing has started yet: what is missing. None when there is room."""
+        nodes = list_nodes()
+        if not self.fits_on(nodes):
+            return f"waiting for nodes: {self.describe()} are wanted; {describe_cluster()}"
+        free = ray.available_resources()
+        short = [
+            f"{free.get(name, 0.0):g} of {sum_up(nodes, name):g} {name}s"
+            for name, amount in (("CPU", self.cpus), ("GPU", self.gpus))
+            if amount and free.get(name, 0.0) + 1e-6 < amount
+        ]
+        return f"{self.describe()} are wanted; {' and '.join(short)} are free" if short else None
+
+
+def list_nodes() -> Nodes:
+    """Every living node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def sum_up(nodes: Nodes, name: str) -> float:
+    """How much of a resource they have together."""
+    return sum(node.get(name, 0.0) for node in nodes)
+
+
+def count_places(nodes: Nodes, cpus: float, gpus: float, spare_cpus: float = 0.0) -> int:
+    """How many times cpus and gpus fit on the nodes, when `spare_cpus` stay free on each."""
+    places = 0
+    for node in nodes:
+        wanted = [(node.get("CPU", 0.0) - spare_cpus, cpus), (node.get("GPU", 0.0), gpus)]
+        places += max(0, min((int(there / each + 1e-6) for there, each in wanted if each > 0), default=10**6))
+    return places
+
+
+def describe_cluster() -> str:
+    """the cluster has 0 CPUs and 0 GPUs and may grow to 32 CPUs and 4 GPUs."""
+    nodes, ceiling = list_nodes(), find_ceiling()
+    text = f"the cluster has {_describe(nodes)}"
+    if ceiling is None:
+        return f"{text} and may grow"
+    return text if ceiling == nodes else f"{text} and may grow to {_describe(ceiling)}"
+
+
+def _describe(nodes: Nodes) -> str:
+    return " and ".join(_count(sum_up(nodes, name), name) for name in ("CPU", "GPU"))
+
+
+def _count(amount: float, name: str) -> str:
+    """1 GPU, 2 GPUs, 0.5 GPUs."""
+    return f"{amount:g} {name}{'' if amount == 1 else 's'}"
+
+
+def find_ceiling() -> Nodes | None:
+    """The nodes of the cluster when it has grown as far as it may; None where it may grow, but nobody says how far.
+
+    Ray's launcher leaves its page on the head, where a submitted job runs; KubeRay starts the head of a cluster that
+    scales with --no-monitor, since its autoscaler is a container of its own. Elsewhere a cluster counts as it is.
+    """
+    page = Path(os.path.expanduser(_LAUNCHER_PAGE))
+    if page.exists():
+        return read_launcher_page(yaml.safe_load(page.read_text()) or {})
+    return None if "--no-monitor" in os.environ.get(_KUBERAY_VARIABLE, "") else list_nodes()
+
+
+def read_launcher_page(page: dict[str, Any]) -> Nodes | None:
+    """As find_ceiling, from a cluster.yaml. A list of own machines (provider local) never grows."""
+    if page.get("provider", {}).get("type") == "local":
+        return list_nodes()
+    kinds = page.get("available_node_types") or {}
+    if not kinds or not all(kind.get("resources") for kind in kinds.values()):
+        return None
+    most = int(page.get("max_workers", 0))
+    nodes: Nodes = []
+    for name, kind in kinds.items():
+        count = 1 if name == page.get("head_node_type") else min(most, int(kind.get("max_workers", most)))
+        nodes += [kind["resources"]] * count
+    return nodes
