@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,14 +98,20 @@ class Hosts:
 
 
 @contextmanager
-def run_hosts(folder: Path, cpus: list[int]) -> Iterator[Hosts]:
-    """A Ray cluster of len(cpus) hosts, the first one its head, with that many CPUs each. Logs lie in `folder`."""
+def run_hosts(
+    folder: Path, cpus: list[int], head_flags: Sequence[str] = (), variables: dict[str, str] | None = None
+) -> Iterator[Hosts]:
+    """A Ray cluster of len(cpus) hosts, the first one its head, with that many CPUs each. Logs lie in `folder`.
+
+    head_flags: more for `ray start` of the head. variables: more environment of all.
+    """
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "RAY_ADDRESS": Hosts.address,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef",
+        **(variables or {}),
     }
     box = subprocess.Popen(
         [*_UNSHARE, "sh", "-c", _BUILD, "sh", str(len(cpus))], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -119,7 +125,7 @@ def run_hosts(folder: Path, cpus: list[int]) -> Iterator[Hosts]:
         ray = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", "--object-store-memory=200000000"]
         nodes = []
         for host, count in enumerate(cpus, 1):
-            role = ["--head", f"--port={PORT}"] if host == 1 else [f"--address={Hosts.address}"]
+            role = ["--head", f"--port={PORT}", *head_flags] if host == 1 else [f"--address={Hosts.address}"]
             nodes.append(hosts.start(host, *ray, *role, f"--num-cpus={count}", log=folder / f"host{host}.log"))
             if host == 1:
                 _wait(hosts, 1, folder)
