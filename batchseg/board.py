@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchseg.errors import StoppedError, UserError, describe_no_space
@@ -14,10 +15,33 @@ from batchseg.errors import StoppedError, UserError, describe_no_space
 _ASK_TIMEOUT_S = 10.0
 
 
+class JobMetrics:
+    """What Ray exports to Prometheus from here, each name with `ray_` before it; for a dashboard in Grafana."""
+
+    def __init__(self) -> None:
+        self._counters = {
+            "ok": Counter("batchseg_images_ok", "images segmented or scored"),
+            "failed": Counter("batchseg_images_failed", "images that ended with an error row"),
+            "bytes": Counter("batchseg_bytes", "bytes of the images that have ended"),
+            "busy/PredictStage": Counter("batchseg_model_seconds", "seconds that model actors were at work"),
+        }
+        self._queue = Gauge("batchseg_queue", "pieces of work that stages have begun and not ended")
+
+    def count(self, counts: dict[str, float]) -> None:
+        """Adds those of the counts that are exported."""
+        for name in counts.keys() & self._counters.keys():
+            if counts[name] > 0:
+                self._counters[name].inc(counts[name])
+
+    def set_queue(self, length: int) -> None:
+        self._queue.set(length)
+
+
 class ProgressBoard:
     """Where workers say how far they are, for the one console that shows it; an actor."""
 
     def __init__(self) -> None:
+        self._metrics = JobMetrics()
         self._state: dict[str, Any] = {}
         self._begun: dict[str, int] = {}
         self._actors: list[Any] = []
@@ -30,15 +54,18 @@ class ProgressBoard:
         """Adds to counters."""
         for name, count in counts.items():
             self._state[name] = self._state.get(name, 0) + count
+        self._metrics.count(counts)
 
     def begin(self, work: str) -> int:
         """How often this piece of work has been begun now: once, or more often when a process died over it."""
         self._begun[work] = self._begun.get(work, 0) + 1
+        self._metrics.set_queue(len(self._begun))
         return self._begun[work]
 
     def end(self, work: str, stage: str, seconds: float) -> None:
         """A piece of work came to its end, in so many seconds of a stage."""
         self._begun.pop(work, None)
+        self._metrics.set_queue(len(self._begun))
         self.add(**{f"busy/{stage}": seconds})
 
     def enlist(self, actor: Any) -> None:

@@ -17,7 +17,7 @@ from batchseg.image_scores import describe_images
 from batchseg.images import DEFAULT_MAX_MEGAPIXELS
 from batchseg.results import ScoreStage, sum_scores
 from batchseg.stages import FitStage
-from batchseg.stream import ModelSpec, add_last_stage, build_stream, release_actors
+from batchseg.stream import ModelSpec, Score, add_last_stage, build_stream, release_actors
 
 
 def evaluate_dataset(
@@ -59,7 +59,7 @@ def evaluate_dataset(
         ):
             stream = build_stream(_list_samples(samples), fit, ModelSpec(card.location, batch_size), plan, board)
             with release_actors(board):
-                parts = add_last_stage(stream, score, plan, board).take_all()
+                parts = add_last_stage(stream, Score(score, board), plan).take_all()
     total, images, problems = sum_scores(parts, len(dataset.classes))
     if problems:
         raise UserError(f"{problems[0]} ({len(problems)} images of split {split} cannot be scored)")

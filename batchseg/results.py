@@ -72,6 +72,7 @@ class WriteStage:
         return {
             "ok": len(good),
             "failed": len(records) - len(good),
+            "bytes": sum(record["input_bytes"] or 0 for record in records),
             "fresh": len(fresh),
             "fresh_failed": sum(record["error_kind"] is not None for record in fresh),
             "single_class": sum(int(np.count_nonzero(record["class_pixels"]) <= 1) for record in good),

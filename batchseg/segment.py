@@ -25,7 +25,7 @@ from batchseg.results import JobFacts, WriteStage
 from batchseg.sanity import Band, SanityCheck
 from batchseg.segment_job import SegmentJob, open_job
 from batchseg.stages import Decode, FitStage
-from batchseg.stream import Committer, ModelSpec, add_last_stage, build_stream, release_actors
+from batchseg.stream import Committer, ModelSpec, Write, add_last_stage, build_stream, release_actors
 
 _LOOK_SECONDS = 0.5
 
@@ -151,10 +151,7 @@ def _stream(job: SegmentJob, todo: pa.Table, plan: sizing.StreamPlan, lease: Lea
     shown = watch_board(board, CountProgress(console, len(todo), "segmented", plan.wanted.describe_wait))
     with shown, boards.unwrap_errors(board), Committer(facts, board) as committer:
         rows = add_last_stage(
-            build_stream(todo, fit, model, plan, board),
-            WriteStage(facts, options, board),
-            plan,
-            board,
+            build_stream(todo, fit, model, plan, board), Write(WriteStage(facts, options, board), board), plan
         )
         try:
             with release_actors(board):

@@ -58,9 +58,9 @@ def build_stream(
     # find none beside the actors, and the stream stall without a word.
     blocks._logical_plan.dag.ray_remote_args["num_cpus"] = plan.stage_cpus / 2
     return blocks.map_batches(
-        GuardedFit(fit, board), batch_size=None, batch_format="pyarrow", num_cpus=plan.stage_cpus
+        Fit(fit, board), batch_size=None, batch_format="pyarrow", num_cpus=plan.stage_cpus
     ).map_batches(
-        ModelActor,
+        Predict,
         fn_constructor_kwargs={"board": board, "model": model, "threads": plan.threads},
         batch_size=None,
         batch_format="pyarrow",
@@ -74,11 +74,9 @@ def build_stream(
     )
 
 
-def add_last_stage(
-    images: ray.data.Dataset, stage: Callable[[pa.Table], pa.Table], plan: sizing.StreamPlan, board: Any
-) -> ray.data.Dataset:
-    """The stream with WriteStage or ScoreStage at its end."""
-    return images.map_batches(Guarded(stage, board), batch_size=None, batch_format="pyarrow", num_cpus=plan.stage_cpus)
+def add_last_stage(images: ray.data.Dataset, stage: "Write | Score", plan: sizing.StreamPlan) -> ray.data.Dataset:
+    """The stream with its end."""
+    return images.map_batches(stage, batch_size=None, batch_format="pyarrow", num_cpus=plan.stage_cpus)
 
 
 @contextmanager
@@ -147,14 +145,25 @@ class Guarded:
             ray.get(self._board.end.remote(key, stage, time.monotonic() - started))
 
 
-class GuardedFit(Guarded):
+# Ray shows a stage by the name of its class: MapBatches(Fit) -> MapBatches(Predict) -> MapBatches(Write).
+
+
+class Write(Guarded):
+    """WriteStage, the end of segment."""
+
+
+class Score(Guarded):
+    """ScoreStage, the end of evaluate."""
+
+
+class Fit(Guarded):
     """FitStage, which decodes in a child process once its own process has died over the same images."""
 
     def _do(self, table: pa.Table, *, again: bool = False) -> Iterator[pa.Table]:
         yield from self._stage(table, isolates=again)  # type: ignore[call-arg]
 
 
-class ModelActor(Guarded):
+class Predict(Guarded):
     """PredictStage in an actor of its own; a bundle that this machine cannot run ends the job with its message."""
 
     def __init__(self, board: Any, model: ModelSpec, threads: int):

@@ -46,7 +46,7 @@ ray.init(sys.argv[1], log_to_driver=False)
 stop, found = Path(sys.argv[2]), Path(sys.argv[3])
 most, at_most = 0, []
 while not stop.exists():
-    actors = [a for a in ray._private.state.actors().values() if a["State"] == "ALIVE" and "ModelActor" in a["ActorClassName"]]
+    actors = [a for a in ray._private.state.actors().values() if a["State"] == "ALIVE" and "Predict" in a["ActorClassName"]]
     if len(actors) > most:
         most, at_most = len(actors), sorted(Counter(a["Address"]["NodeID"] for a in actors).values())
         found.write_text(json.dumps(at_most))

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,13 @@ class Head:
     dashboard: str
     environment: dict[str, str]
     home: Path
+    metrics: str
+
+    def read_metric(self, name: str) -> float:
+        """The sum of what Ray exports to Prometheus under that name; 0 while there is nothing."""
+        with urllib.request.urlopen(self.metrics, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name}{{", f"{name}_total{{")))
 
     def run(self, *command: str, cwd: Path, code: int = 0) -> str:
         done = subprocess.run(
@@ -68,19 +76,27 @@ def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "RAY_AUTH_MODE": request.param,
         "RAY_AUTH_TOKEN_PATH": str(token),
         "BATCHSEG_HOME": str(home),
+        "RAY_metrics_report_interval_ms": "500",
     }
-    port, dashboard = find_free_port(), find_free_port()
+    port, dashboard, metrics = find_free_port(), find_free_port(), find_free_port()
     # --block: this process ends its own node, and no other Ray of the machine, as `ray stop` would.
     node = subprocess.Popen(
         [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
          f"--dashboard-port={dashboard}", "--include-dashboard=true", "--disable-usage-stats",
          # Ports that are fixed by default, and taken when another Ray runs on this machine.
-         "--dashboard-agent-listen-port=0", f"--ray-client-server-port={find_free_port()}"],
+         "--dashboard-agent-listen-port=0", f"--ray-client-server-port={find_free_port()}",
+         f"--metrics-export-port={metrics}"],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         wait_for_port(dashboard, node)
-        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment, home)
+        yield Head(
+            f"127.0.0.1:{port}",
+            f"http://127.0.0.1:{dashboard}",
+            environment,
+            home,
+            f"http://127.0.0.1:{metrics}/metrics",
+        )
     finally:
         node.terminate()
         node.wait(timeout=60)
@@ -194,23 +210,27 @@ def test_a_submitted_segment_with_a_failed_image(head: Head, trained: Trained, t
 
 @with_token
 def test_a_stopped_job_is_completed_by_the_same_line(head: Head, trained: Trained, tmp_path: Path) -> None:
-    """`ray job stop` while images are being written; nothing of the stopped run is lost or done wrong."""
+    """`ray job stop` while images are being written; nothing of the stopped run is lost or done wrong.
+
+    Meanwhile the metrics of the job are where a Grafana would find them.
+    """
     many, out = tmp_path / "many", tmp_path / "out"
     many.mkdir()
     sources = sorted(trained.images.iterdir())
-    for number in range(600):
+    for number in range(1500):
         (many / f"{number:04d}.png").symlink_to(sources[number % len(sources)])
     line = ("batchseg.segment", str(many), "--model", trained.bundle, "--out", str(out))
     head.submit(trained.project, *line, flags=("--no-wait", "--submission-id", "stopped"))
     deadline = time.monotonic() + 120
-    while not (out / "masks").exists() or not list((out / "masks").iterdir()):
+    while not head.read_metric("ray_batchseg_images_ok"):
         assert time.monotonic() < deadline, head.job("logs", "stopped")
         time.sleep(0.1)
+    assert head.read_metric("ray_batchseg_bytes") > 0
     head.job("stop", "stopped")
     assert "was stopped" in head.job("status", "stopped")
-    assert len(list((out / "masks").iterdir())) < 600, "stopped half way"
+    assert len(list((out / "masks").iterdir())) < 1500, "stopped half way"
     head.submit(trained.project, *line)
-    assert len(read_images(out, "ok")) == 600
+    assert len(read_images(out, "ok")) == 1500
     assert "clean: nothing is wrong" in head.run(sys.executable, "-m", "batchseg", "verify", str(out), cwd=PROJECT)
 
 
