@@ -22,7 +22,7 @@ demo: $(READY)  ## draw a set, train, evaluate, segment; ends with a picture (ab
 	$(BIN)/batchseg demo --out runs/demo
 
 test: $(READY)  ## the fast tests (under 8 minutes on 2 cores)
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
 test-slow: $(READY)  ## the others (under 45 minutes on 2 cores)
 	$(BIN)/python -m pytest -m slow $(ARGS)

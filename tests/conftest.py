@@ -14,13 +14,6 @@ from batchseg.runtime import QUIET_ENVIRONMENT
 os.environ.update(QUIET_ENVIRONMENT)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that shares one Ray runs in one of the processes of `make test`; the others take the rest."""
-    for item in items:
-        if "ray_session" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A real Ray with two CPUs, shared by all tests of the session."""

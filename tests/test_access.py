@@ -56,7 +56,9 @@ WRONG = {
 SLOW = [pytest.param(command, marks=pytest.mark.slow) for command in ("plan", "verify", "model")]
 
 
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize(
+    "wrong", [pytest.param(name, marks=[pytest.mark.slow] if name == "endpoint" else []) for name in WRONG]
+)
 @pytest.mark.parametrize("command", ["segment", *SLOW])
 def test_s3_that_lets_nobody_in(
     wrong: str,

@@ -140,6 +140,7 @@ def test_a_tampered_bundle_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_segment_exit_codes(
     capfd: pytest.CaptureFixture[str], bundle: Path, drawn_data: Path, ray_session: None, tmp_path: Path
 ) -> None:
@@ -160,6 +161,7 @@ def test_segment_exit_codes(
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_verify_exit_codes(
     capfd: pytest.CaptureFixture[str], bundle: Path, drawn_data: Path, ray_session: None, tmp_path: Path
 ) -> None:

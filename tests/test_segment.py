@@ -230,6 +230,7 @@ def test_a_bundle_that_this_machine_cannot_run_ends_the_job(
     assert segment_images(str(odd_images), str(bundle), str(tmp_path / "out")).failed == 0
 
 
+@pytest.mark.slow
 def test_evaluate_names_a_mask_that_will_not_do(
     drawn_data: Path, bundle: Path, ray_session: None, tmp_path: Path
 ) -> None:
@@ -256,6 +257,7 @@ def test_another_bundle_or_overlay_is_refused(segmented: Path, odd_images: Path,
         segment_images(str(odd_images), str(bundle), str(tmp_path / "mine"))
 
 
+@pytest.mark.slow
 def test_out_inside_input_is_not_segmented(odd_images: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:
     source = tmp_path / "images"
     source.mkdir()

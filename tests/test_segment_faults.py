@@ -51,6 +51,7 @@ def assert_whole(out: Path) -> None:
     assert found.is_complete
 
 
+@pytest.mark.slow
 def test_a_poisoned_image_costs_itself_only(bundle: Path, ray_session: None, tmp_path: Path) -> None:
     source = draw_images(tmp_path / "images", 200)
     info = PngInfo()

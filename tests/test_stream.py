@@ -45,6 +45,7 @@ def run_guarded(names: list[str], deadly: str) -> list[tuple[str, str | None]]:
     return sorted((row["image_id"], row["error_kind"]) for row in done)
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_a_stage_costs_itself_only(ray_session: None) -> None:
     names = [f"{number:02d}" for number in range(16)]
     found = run_guarded([*names, "deadly"], "deadly")
