@@ -24,9 +24,6 @@ from batchseg.outputs import resolve_output as resolve_output
 from batchseg.runtime import QUIET_ENVIRONMENT, silence_stderr
 
 _CONNECT_TIMEOUT_S = 10.0
-# A host that vanishes closes no connection. Ray asks whether one is still alive after five minutes of silence (2.60),
-# and till then waits for what ran there.
-_KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "15000", "RAY_grpc_client_keepalive_timeout_ms": "10000"}
 _WORKER_ENVIRONMENT = {
     **QUIET_ENVIRONMENT,
     # Ray hides the GPUs of tasks that ask for none only when told to; a CPU stage must not take GPU memory.
@@ -103,7 +100,7 @@ def _check_address(target: str) -> None:
 
 def _set_environment() -> None:
     """Before ray.init. Ray's core writes errors that are none (2.60: on actor arguments) to the terminal."""
-    for name, value in {"RAY_BACKEND_LOG_LEVEL": "fatal", **_KEEPALIVE, **_WORKER_ENVIRONMENT}.items():
+    for name, value in {"RAY_BACKEND_LOG_LEVEL": "fatal", **_WORKER_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
 
 

@@ -1,0 +1,118 @@
+"""What does the engine itself cost: the whole stream with a model that costs nothing, and the time to the first mask?
+
+    python benchmarks/engine_speed.py [--images 2000] [--actors 1,2,4] [--rounds 3]
+
+Trains a 1x1 convolution on the set that batchseg draws, then segments copies of its pictures (160x128 PNG in, mask PNG
+and overlay PNG out) on a Ray of this machine that runs already, for each number of actors in turn. Prints for each the
+median of
+  images/s     from the first listing to the last row
+  first mask   seconds from the call to the first mask on disk, on a Ray that runs already
+  per image    milliseconds in Fit, Predict and Write (summed over their processes), and of the driver's own CPU time
+One thread of the driver feeds everything, so 1 / its time per image is what a cluster of any size can reach at most.
+Actors beyond the cores of this machine share them: there only the price per image says something.
+"""
+
+import argparse
+import statistics
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+
+from batchseg import cluster, load_config, segment_images, train_model
+from batchseg.datasets.drawn import draw_dataset
+from batchseg.ledger import read_run
+from batchseg.options import SegmentOptions
+
+_CPUS = 8
+"""That Ray counts, so that four actors and their stages find a place on any machine."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One job: images per second, seconds to the first mask, milliseconds per image of each stage and the driver."""
+
+    rate: float
+    first_mask: float
+    stages: dict[str, float]
+    driver: float
+
+
+def train_free_model(page: Path, classes: int, folder: Path) -> str:
+    """The bundle of a model that does next to nothing."""
+    inputs = keras.Input((None, None, 3))
+    scaled = keras.layers.Rescaling(1 / 255)(inputs)
+    given = folder / "free.keras"
+    keras.Model(inputs, keras.layers.Conv2D(classes, 1)(scaled)).save(given)
+    overrides = {
+        "data": str(page),
+        "out": str(folder / "train"),
+        "model.architecture": str(given),
+        "input.size": "128,160",
+        "training.epochs": "1",
+        "cluster.workers": "1",
+    }
+    return train_model(load_config(None, overrides)).bundle
+
+
+def run_job(photos: Path, bundle: str, out: Path, images: int, actors: int) -> Round:
+    """Segments once, and looks for the first mask meanwhile."""
+    found: list[float] = []
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.05) and not found:
+            if (out / "masks").exists() and any((out / "masks").iterdir()):
+                found.append(time.perf_counter())
+
+    thread = threading.Thread(target=look)
+    started, cpu = time.perf_counter(), time.process_time()
+    thread.start()
+    try:
+        segment_images(str(photos), bundle, str(out), options=SegmentOptions(actors=actors, sanity_check=False))
+    finally:
+        ended.set()
+        thread.join()
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    speed = (read_run(str(out)) or {})["speed"]
+    stages = {name: 1000 * entry["busy_seconds"] / images for name, entry in speed["stages"].items()}
+    return Round(images / seconds, found[0] - started, stages, 1000 * cpu / images)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--actors", default="1,2,4")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    counts = [int(word) for word in given.actors.split(",")]
+    with tempfile.TemporaryDirectory() as temporary, cluster.connect("local", cpus=_CPUS):
+        folder = Path(temporary)
+        page = draw_dataset(folder / "data", train=32, val=8, test=8, seed=0)
+        bundle = train_free_model(page, 6, folder)
+        sources = sorted((page.parent / "train" / "images").iterdir())
+        photos = folder / "photos"
+        photos.mkdir()
+        for number in range(given.images):
+            (photos / f"{number:06d}.png").symlink_to(sources[number % len(sources)])
+        rounds: dict[int, list[Round]] = {count: [] for count in counts}
+        for number in range(given.rounds):
+            for count in counts:
+                out = folder / f"out-{number}-{count}"
+                rounds[count].append(run_job(photos, bundle, out, given.images, count))
+        for count, seen in rounds.items():
+            stages = {name: statistics.median(one.stages[name] for one in seen) for name in seen[0].stages}
+            print(
+                f"{count} actors  {statistics.median(one.rate for one in seen):6.1f} images/s  "
+                f"first mask {statistics.median(one.first_mask for one in seen):.1f} s  per image "
+                + "  ".join(f"{name} {value:.2f} ms" for name, value in stages.items())
+                + f"  driver {statistics.median(one.driver for one in seen):.2f} ms",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
