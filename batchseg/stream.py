@@ -57,9 +57,9 @@ def build_stream(
     # Ray Data reserves a whole CPU for this, and has no public way to say less (2.60): on nodes of one CPU it would
     # find none beside the actors, and the stream stall without a word.
     blocks._logical_plan.dag.ray_remote_args["num_cpus"] = plan.stage_cpus / 2
-    return blocks.map_batches(
-        Fit(fit, board), batch_size=None, batch_format="pyarrow", num_cpus=plan.stage_cpus
-    ).map_batches(
+    fitted = blocks.map_batches(Fit(fit, board), batch_size=None, batch_format="pyarrow", num_cpus=plan.stage_cpus)
+    # map_batches refuses GPUs without a batch size, by which it would gather blocks, however large their pictures are.
+    return fitted.map_batches_internal(
         Predict,
         fn_constructor_kwargs={"board": board, "model": model, "threads": plan.threads},
         batch_size=None,
