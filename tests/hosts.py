@@ -91,8 +91,8 @@ class Hosts:
         return self.start(host, *command, log=log).wait(timeout=timeout_s)
 
     def kill(self, host: int) -> None:
-        """All processes of the host die at once. Its network stays and says that nobody is there, as a machine does that
-        is shut down; one whose cable is cut is noticed by Ray only after minutes.
+        """All processes of the host die at once; its network stays and says that nobody is there, as of a machine that
+        is shut down. One whose cable is cut is noticed by Ray only after minutes.
         """
         enter = ["nsenter", f"--target={self._box}", "--net", "--pid", "--mount", "--"]
         subprocess.run([*enter, "sh", "-c", f"ip netns pids h{host} | xargs --no-run-if-empty kill -9"], check=True)
