@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -220,9 +221,10 @@ def test_a_stopped_job_is_completed_by_the_same_line(head: Head, trained: Traine
     for number in range(1500):
         (many / f"{number:04d}.png").symlink_to(sources[number % len(sources)])
     line = ("batchseg.segment", str(many), "--model", trained.bundle, "--out", str(out))
+    before = head.read_metric("ray_batchseg_images_ok")
     head.submit(trained.project, *line, flags=("--no-wait", "--submission-id", "stopped"))
     deadline = time.monotonic() + 120
-    while not head.read_metric("ray_batchseg_images_ok"):
+    while not (out / "masks").exists() or head.read_metric("ray_batchseg_images_ok") in (0, before):
         assert time.monotonic() < deadline, head.job("logs", "stopped")
         time.sleep(0.1)
     assert head.read_metric("ray_batchseg_bytes") > 0
@@ -232,6 +234,40 @@ def test_a_stopped_job_is_completed_by_the_same_line(head: Head, trained: Traine
     head.submit(trained.project, *line)
     assert len(read_images(out, "ok")) == 1500
     assert "clean: nothing is wrong" in head.run(sys.executable, "-m", "batchseg", "verify", str(out), cwd=PROJECT)
+
+
+COUNT_ACTORS = """
+import sys, ray
+ray.init(sys.argv[1], log_to_driver=False)
+print("actors:", sum("Predict" in actor["ActorClassName"] for actor in ray._private.state.actors().values()))
+"""
+
+
+@with_token
+def test_one_actor_on_each_gpu_or_two_that_share_one(
+    head: Head, drawn_data: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """Logical GPUs of a second node: what Ray schedules; TensorFlow finds no device there."""
+    node = subprocess.Popen(
+        [str(BIN / "ray"), "start", "--block", f"--address={head.address}", "--num-cpus=2", "--num-gpus=2",
+         "--dashboard-agent-listen-port=0"],
+        env=head.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    line = [sys.executable, "-m", "batchseg", "segment", str(drawn_data.parent / "test" / "images"),
+            "--model", str(bundle), "--address", head.address]  # fmt: skip
+    count = (sys.executable, "-c", COUNT_ACTORS, head.address)
+    try:
+        head.run(sys.executable, "-c", WAIT_FOR_TWO_NODES, head.address, cwd=tmp_path)
+        seen = [int(head.run(*count, cwd=PROJECT).rpartition("actors: ")[2])]
+        for share in ("1", "0.5"):
+            out = tmp_path / share
+            head.run(*line, "--gpus-per-actor", share, "--out", str(out), cwd=PROJECT)
+            assert len(read_images(out, "ok")) == len(list((drawn_data.parent / "test" / "images").iterdir()))
+            seen.append(int(head.run(*count, cwd=PROJECT).rpartition("actors: ")[2]))
+    finally:
+        node.terminate()
+        node.wait(timeout=60)
+    assert [after - before for before, after in pairwise(seen)] == [2, 4]
 
 
 WAIT_FOR_TWO_NODES = """
