@@ -1,6 +1,7 @@
 """On a cluster that runs already: ray job submit with and without a token, resuming, and RAY_ADDRESS."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -258,12 +259,12 @@ def test_one_actor_on_each_gpu_or_two_that_share_one(
     count = (sys.executable, "-c", COUNT_ACTORS, head.address)
     try:
         head.run(sys.executable, "-c", WAIT_FOR_TWO_NODES, head.address, cwd=tmp_path)
-        seen = [int(head.run(*count, cwd=PROJECT).rpartition("actors: ")[2])]
+        seen = [int(re.findall(r"actors: (\d+)", head.run(*count, cwd=PROJECT))[0])]
         for share in ("1", "0.5"):
             out = tmp_path / share
             head.run(*line, "--gpus-per-actor", share, "--out", str(out), cwd=PROJECT)
             assert len(read_images(out, "ok")) == len(list((drawn_data.parent / "test" / "images").iterdir()))
-            seen.append(int(head.run(*count, cwd=PROJECT).rpartition("actors: ")[2]))
+            seen.append(int(re.findall(r"actors: (\d+)", head.run(*count, cwd=PROJECT))[0]))
     finally:
         node.terminate()
         node.wait(timeout=60)
