@@ -84,11 +84,12 @@ def release_actors(board: Any) -> Iterator[None]:
     """Around what drives a stream: one that ends early gives its actors' CPUs and GPUs back at once.
 
     Ray Data ends its actors when its executor is collected (2.60), but an error, and whoever logs or keeps one, keeps
-    the frames that hold it. The next job of this process would wait for those CPUs, perhaps for ever.
+    the frames that hold it. The next job of this process would wait for those CPUs, perhaps for ever. Not on Ctrl-C,
+    which ends the process: Ray Data still drives the actors then, and would report their death.
     """
     try:
         yield
-    except BaseException:
+    except Exception:
         with suppress(ray.exceptions.RayError):
             for actor in ray.get(board.list_actors.remote(), timeout=_ASK_TIMEOUT_S):
                 ray.kill(actor)
