@@ -15,6 +15,7 @@ Nodes = list[dict[str, float]]
 
 _LAUNCHER_PAGE = "~/ray_bootstrap_config.yaml"
 _KUBERAY_VARIABLE = "KUBERAY_GEN_RAY_START_CMD"
+_START_SECONDS = 45.0
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,25 @@ class Wanted:
         if ceiling is not None and not self.fits_on(ceiling):
             raise UserError(f"{self.describe()} are wanted; {describe_cluster()}, and its nodes have no place for them")
 
-    def describe_wait(self) -> str | None:
-        """For the progress line while nothing has started yet: what is missing. None when there is room."""
+    def describe_wait(self, waited_s: float) -> str | None:
+        """For the progress line while nothing has begun yet: what is missing. None when there is room.
+
+        What starts holds its CPUs already, so that few are free is worth a word only after a while.
+        """
         nodes = list_nodes()
         if not self.fits_on(nodes):
             return f"waiting for nodes: {self.describe()} are wanted; {describe_cluster()}"
+        if waited_s < _START_SECONDS:
+            return None
         free = ray.available_resources()
         short = [
             f"{free.get(name, 0.0):g} of {sum_up(nodes, name):g} {name}s"
             for name, amount in (("CPU", self.cpus), ("GPU", self.gpus))
             if amount and free.get(name, 0.0) + 1e-6 < amount
         ]
-        return f"{self.describe()} are wanted; {' and '.join(short)} are free" if short else None
+        if not short:
+            return None
+        return f"{self.describe()} start, or wait for another job that holds them: {' and '.join(short)} are free"
 
 
 def list_nodes() -> Nodes:

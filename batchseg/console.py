@@ -18,8 +18,8 @@ from rich.table import Table
 _POLL_SECONDS = 0.5
 _PLAIN_LINE_SECONDS = 15.0
 
-DescribeWait = Callable[[], str | None]
-"""What a command waits for, as long as nothing has begun; None when it has all it asked for."""
+DescribeWait = Callable[[float], str | None]
+"""Seconds waited -> what a command waits for, as long as nothing has begun; None when it has all it asked for."""
 
 
 class _Nowhere(io.StringIO):
@@ -98,8 +98,9 @@ class Console:
 class TrainProgress:
     """Turns what the workers put on the board into lines: one that moves, one for each finished epoch."""
 
-    def __init__(self, console: Console, epochs: int, describe_wait: DescribeWait = lambda: None):
+    def __init__(self, console: Console, epochs: int, describe_wait: DescribeWait = lambda _: None):
         self._console, self._epochs, self._describe_wait = console, epochs, describe_wait
+        self._began = time.monotonic()
         self._shown_epochs: int | None = None
         self._note: str | None = None
         self._first: tuple[float, float] | None = None
@@ -115,7 +116,7 @@ class TrainProgress:
             self._console.say(self._note)
         self._say_finished(state)
         if "steps" not in state:
-            return show(self._describe_wait() or "starting the workers")
+            return show(self._describe_wait(time.monotonic() - self._began) or "starting the workers")
         done = state["epoch"] - 1 + (state["step"] / state["steps"] if state["phase"] == "train" else 1)
         line = f"epoch {state['epoch']}/{self._epochs} {state['phase']} {state['step']}/{state['steps']}"
         if "loss" in state:
@@ -155,9 +156,9 @@ class TrainProgress:
 class CountProgress:
     """`done of total` with rate and ETA, from the counters `ok` and `failed` on the board."""
 
-    def __init__(self, console: Console, total: int, verb: str, describe_wait: DescribeWait = lambda: None):
+    def __init__(self, console: Console, total: int, verb: str, describe_wait: DescribeWait = lambda _: None):
         self._console, self._total, self._verb, self._counted = console, total, verb, 0
-        self._describe_wait = describe_wait
+        self._describe_wait, self._began = describe_wait, time.monotonic()
         self._started: float | None = None
 
     @property
@@ -174,7 +175,7 @@ class CountProgress:
         failed = state.get("failed", 0)
         done = min(self._total, state.get("ok", 0) + failed)  # a task that is run again counts again
         if not done:
-            return show(self._describe_wait() or "starting the stages")
+            return show(self._describe_wait(time.monotonic() - self._began) or "starting the stages")
         now = time.monotonic()
         if self._started is None:
             self._started, self._first = now, done

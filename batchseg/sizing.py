@@ -108,10 +108,6 @@ class StreamPlan:
         """All actors, and room for the CPU stages."""
         return Wanted(self.actors, "actors", self.cpus, self.gpus, 0.0 if self.gpus else self.stage_cpus)
 
-    def describe(self) -> str:
-        """2 actors x 1 GPU, or 3 actors x 4 threads: what a person asked for, or would have."""
-        return self.wanted.describe() if self.gpus else f"{self.actors} actors x {self.threads} threads"
-
 
 def plan_stream(actors: int | None = None, gpus_per_actor: float | None = None) -> StreamPlan:
     """One actor per GPU; without GPUs one per eight CPUs, with all their threads and half of their reservation.

@@ -57,7 +57,7 @@ def plan_training(config: TrainConfig, *, address: str | None = None, console: C
             plan = sizing.plan_training_workers(config.cluster, training.batch_size, training.accumulation)
             console.say(config.to_yaml().rstrip())
             board = boards.start_board()
-            if wait := plan.wanted.describe_wait():
+            if wait := plan.wanted.describe_wait(math.inf):
                 console.say(wait)
             with boards.unwrap_errors(board), console.status("measuring some steps"):
                 worker = _measure_in_worker.options(num_cpus=plan.cpus, num_gpus=plan.gpus)

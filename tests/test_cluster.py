@@ -364,15 +364,18 @@ def test_actors_on_gpus_become_more_unless_their_number_is_given(set_shape: SetS
 
 def test_what_is_waited_for(growing: None, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = sizing.plan_stream(actors=2, gpus_per_actor=1)
-    assert plan.wanted.describe_wait() == (
+    assert plan.wanted.describe_wait(0) == (
         "waiting for nodes: 2 actors x 1 GPU are wanted; "
         "the cluster has 2 CPUs and 0 GPUs and may grow to 130 CPUs and 4 GPUs"
     )
     training = sizing.plan_training_workers(ClusterConfig(workers=2, gpus_per_worker=0, cpus_per_worker=1), 8)
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
-    assert training.wanted.describe_wait() == "2 workers x 1 CPU are wanted; 0.5 of 2 CPUs are free"
+    assert training.wanted.describe_wait(5) is None, "they may just be starting"
+    assert training.wanted.describe_wait(60) == (
+        "2 workers x 1 CPU start, or wait for another job that holds them: 0.5 of 2 CPUs are free"
+    )
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 2.0})
-    assert training.wanted.describe_wait() is None
+    assert training.wanted.describe_wait(60) is None
 
 
 # --- errors ---
