@@ -38,7 +38,6 @@ class Console:
         self.rich = RichConsole(
             file=file, force_terminal=file.isatty(), highlight=False, soft_wrap=True, markup=False, emoji=False
         )
-        self._printed_at = 0.0
 
     @classmethod
     def quiet(cls) -> "Console":
@@ -86,13 +85,15 @@ class Console:
             with self.rich.status("starting") as status:
                 yield lambda text: status.update(text)
             return
-        yield self._print_now_and_then
+        due = 0.0  # the first line at once, whatever was printed before
 
-    def _print_now_and_then(self, text: str) -> None:
-        now = time.monotonic()
-        if now - self._printed_at >= _PLAIN_LINE_SECONDS:
-            self._printed_at = now
-            self.say(text)
+        def print_now_and_then(text: str) -> None:
+            nonlocal due
+            if time.monotonic() >= due:
+                due = time.monotonic() + _PLAIN_LINE_SECONDS
+                self.say(text)
+
+        yield print_now_and_then
 
 
 class TrainProgress:
@@ -203,6 +204,7 @@ def watch_board(board: Any, progress: TrainProgress | CountProgress) -> Iterator
                 return
 
     with progress.console.live() as show:
+        progress.update({}, show)  # the board may need seconds to start; what is waited for is said at once
         thread = threading.Thread(target=poll, args=(show,), daemon=True)
         thread.start()
         try:

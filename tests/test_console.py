@@ -85,11 +85,11 @@ def test_status_is_silent_in_a_log(console: Console, stream: io.StringIO) -> Non
 
 
 def test_live_prints_now_and_then_in_a_log(console: Console, stream: io.StringIO) -> None:
-    console._printed_at = float("-inf")
-    with console.live() as show:
-        for index in range(1000):
-            show(f"line {index}")
-    assert stream.getvalue() == "line 0\n"
+    for what in ("listing", "segmented"):
+        with console.live() as show:
+            for index in range(1000):
+                show(f"{what} {index}")
+    assert stream.getvalue() == "listing 0\nsegmented 0\n"
 
 
 def make_epoch(epoch: int, miou: float) -> dict[str, Any]:

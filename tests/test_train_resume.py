@@ -1,14 +1,15 @@
 """What lets a run go on: the order of samples within an epoch, its progress as plain data, when it ends early."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 
 from batchseg.bundle import read_card
-from batchseg.config import AugmentConfig, load_config
+from batchseg.config import AugmentConfig
 from batchseg.datasets import open_dataset
 from batchseg.feed import MemoryBudget, SampleCache, Shard, TrainFeed
 from batchseg.geometry import Geometry
@@ -48,12 +49,10 @@ def test_a_run_stalls_without_a_better_score(scores: list[float | None], stop_af
 
 
 @pytest.mark.slow
-def test_out_on_s3_and_more_epochs(tiny_overrides: dict[str, str], s3_bucket: str, drawn_data: Path) -> None:
-    """A Ray of its own, whose workers know the S3 server; checkpoints within epochs; val in every other one."""
+def test_out_on_s3_and_more_epochs(tiny_overrides: dict[str, str], s3_bucket: str) -> None:
+    """As commands, each with a Ray of its own that knows the server. Checkpoints within epochs, val in every other."""
     from batchseg import storage
-    from batchseg.train import train_model
 
-    ray.shutdown()
     job = {
         **tiny_overrides,
         "out": f"{s3_bucket}/run",
@@ -61,12 +60,12 @@ def test_out_on_s3_and_more_epochs(tiny_overrides: dict[str, str], s3_bucket: st
         "training.checkpoint_steps": "2",
         "training.val_every": "2",
     }
-    try:
-        first = train_model(load_config(None, job), address="local")
-        longer = train_model(load_config(None, {**job, "training.epochs": "3"}), address="local")
-    finally:
-        ray.shutdown()
-    assert first.bundle == f"{s3_bucket}/run/bundle"
+    for epochs in ("2", "3"):
+        options = [word for name, value in {**job, "training.epochs": epochs}.items() for word in (f"--{name}", value)]
+        command = [sys.executable, "-m", "batchseg", "train", *options, "--address", "local"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{s3_bucket}/run/bundle" in done.stdout
     lines = storage.read_text(f"{s3_bucket}/run/metrics.csv").splitlines()
     assert [line.partition(",")[0] for line in lines] == ["epoch", "1", "2", "3"]
-    assert read_card(longer.bundle).scores["epoch"] in (2, 3)
+    assert read_card(f"{s3_bucket}/run/bundle").scores["epoch"] in (2, 3)
