@@ -5,9 +5,10 @@
 Trains a 1x1 convolution on the set that batchseg draws, then segments copies of its pictures (160x128 PNG in, mask PNG
 and overlay PNG out) on a Ray of this machine that runs already, for each number of actors in turn. Prints for each the
 median of
-  images/s     from the first listing to the last row
   first mask   seconds from the call to the first mask on disk, on a Ray that runs already
-  per image    milliseconds in Fit, Predict and Write (summed over their processes), and of the driver's own CPU time
+  images/s     from then to the last row
+  per image    milliseconds in Fit, Predict and Write (summed over their processes), and of the driver's own CPU time,
+               from the first mask on
 One thread of the driver feeds everything, so 1 / its time per image is what a cluster of any size can reach at most.
 Actors beyond the cores of this machine share them: there only the price per image says something.
 """
@@ -33,10 +34,10 @@ _CPUS = 8
 
 @dataclass(frozen=True)
 class Round:
-    """One job: images per second, seconds to the first mask, milliseconds per image of each stage and the driver."""
+    """One job: seconds to the first mask, images per second after it, milliseconds per image of stages and driver."""
 
-    rate: float
     first_mask: float
+    rate: float
     stages: dict[str, float]
     driver: float
 
@@ -60,26 +61,27 @@ def train_free_model(page: Path, classes: int, folder: Path) -> str:
 
 def run_job(photos: Path, bundle: str, out: Path, images: int, actors: int) -> Round:
     """Segments once, and looks for the first mask meanwhile."""
-    found: list[float] = []
+    found: list[tuple[float, float]] = []
     ended = threading.Event()
 
     def look() -> None:
         while not ended.wait(0.05) and not found:
             if (out / "masks").exists() and any((out / "masks").iterdir()):
-                found.append(time.perf_counter())
+                found.append((time.perf_counter(), time.process_time()))
 
     thread = threading.Thread(target=look)
-    started, cpu = time.perf_counter(), time.process_time()
+    started = time.perf_counter()
     thread.start()
     try:
         segment_images(str(photos), bundle, str(out), options=SegmentOptions(actors=actors, sanity_check=False))
     finally:
         ended.set()
         thread.join()
-    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    (first, cpu_before), cpu = found[0], time.process_time()
     speed = (read_run(str(out)) or {})["speed"]
     stages = {name: 1000 * entry["busy_seconds"] / images for name, entry in speed["stages"].items()}
-    return Round(images / seconds, found[0] - started, stages, 1000 * cpu / images)
+    rate = images / (time.perf_counter() - first)
+    return Round(first - started, rate, stages, 1000 * (cpu - cpu_before) / images)
 
 
 def main() -> None:
@@ -106,8 +108,8 @@ def main() -> None:
         for count, seen in rounds.items():
             stages = {name: statistics.median(one.stages[name] for one in seen) for name in seen[0].stages}
             print(
-                f"{count} actors  {statistics.median(one.rate for one in seen):6.1f} images/s  "
-                f"first mask {statistics.median(one.first_mask for one in seen):.1f} s  per image "
+                f"{count} actors  first mask {statistics.median(one.first_mask for one in seen):.1f} s  then "
+                f"{statistics.median(one.rate for one in seen):.1f} images/s  per image "
                 + "  ".join(f"{name} {value:.2f} ms" for name, value in stages.items())
                 + f"  driver {statistics.median(one.driver for one in seen):.2f} ms",
                 flush=True,

@@ -14,13 +14,32 @@ from batchseg.runtime import QUIET_ENVIRONMENT
 os.environ.update(QUIET_ENVIRONMENT)
 
 
+_shared_rays: list[str] = []
+"""The address of the session's Ray, while there is one."""
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A real Ray with two CPUs, shared by all tests of the session."""
+    import ray
+
     from batchseg.cluster import connect
 
     with connect("local", cpus=2):
+        _shared_rays.append(ray.get_runtime_context().gcs_address)
         yield
+        _shared_rays.clear()
+
+
+@pytest.fixture(autouse=True)
+def _leaves_ray_as_it_is() -> Iterator[None]:
+    """A test that ends the session's Ray fails here; Ray would start another, of another size, for the next one."""
+    yield
+    if _shared_rays:
+        import ray
+
+        assert ray.is_initialized()
+        assert [ray.get_runtime_context().gcs_address] == _shared_rays
 
 
 @pytest.fixture(scope="session")
