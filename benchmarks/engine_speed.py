@@ -1,6 +1,6 @@
 """What does the engine itself cost: the whole stream with a model that costs nothing, and the time to the first mask?
 
-    python benchmarks/engine_speed.py [--images 2000] [--actors 1,2,4] [--rounds 3]
+    python benchmarks/engine_speed.py [--images 2000] [--actors 1,2,4] [--rounds 3] [--batch-size N]
 
 Trains a 1x1 convolution on the set that batchseg draws, then segments copies of its pictures (160x128 PNG in, mask PNG
 and overlay PNG out) on a Ray of this machine that runs already, for each number of actors in turn. Prints for each the
@@ -59,7 +59,7 @@ def train_free_model(page: Path, classes: int, folder: Path) -> str:
     return train_model(load_config(None, overrides)).bundle
 
 
-def run_job(photos: Path, bundle: str, out: Path, images: int, actors: int) -> Round:
+def run_job(photos: Path, bundle: str, out: Path, images: int, options: SegmentOptions) -> Round:
     """Segments once, and looks for the first mask meanwhile."""
     found: list[tuple[float, float]] = []
     ended = threading.Event()
@@ -73,7 +73,7 @@ def run_job(photos: Path, bundle: str, out: Path, images: int, actors: int) -> R
     started = time.perf_counter()
     thread.start()
     try:
-        segment_images(str(photos), bundle, str(out), options=SegmentOptions(actors=actors, sanity_check=False))
+        segment_images(str(photos), bundle, str(out), options=options)
     finally:
         ended.set()
         thread.join()
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--actors", default="1,2,4")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=SegmentOptions().batch_size)
     given = parser.parse_args()
     counts = [int(word) for word in given.actors.split(",")]
     with tempfile.TemporaryDirectory() as temporary, cluster.connect("local", cpus=_CPUS):
@@ -104,7 +105,8 @@ def main() -> None:
         for number in range(given.rounds):
             for count in counts:
                 out = folder / f"out-{number}-{count}"
-                rounds[count].append(run_job(photos, bundle, out, given.images, count))
+                options = SegmentOptions(actors=count, batch_size=given.batch_size, sanity_check=False)
+                rounds[count].append(run_job(photos, bundle, out, given.images, options))
         for count, seen in rounds.items():
             stages = {name: statistics.median(one.stages[name] for one in seen) for name in seen[0].stages}
             print(

@@ -3,11 +3,12 @@
 import csv
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hosts import Hosts, find_obstacle, run_hosts, wait_until
+from hosts import BIN, Hosts, find_obstacle, run_hosts, wait_until
 
 from batchseg.bundle import check_weights, read_card
 from batchseg.digest import digest_output
@@ -46,22 +47,57 @@ def test_two_workers_on_two_hosts_train(
     assert read_losses(out) == pytest.approx(read_losses(trained_out), rel=0.05)
 
 
-def test_a_host_vanishes_while_three_segment(hosts: Hosts, bundle: Path, drawn_data: Path, tmp_path: Path) -> None:
-    photos, out, log = tmp_path / "photos", tmp_path / "out", tmp_path / "segment.log"
-    photos.mkdir()
+@pytest.fixture(scope="module")
+def photos(drawn_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
     sources = sorted((drawn_data.parent / "test" / "images").iterdir())
     for number in range(IMAGES):
-        (photos / f"{number:04d}.png").symlink_to(sources[number % len(sources)])
-    line = [sys.executable, "-m", "batchseg", "segment", str(photos), "--model", str(bundle)]
-    process = hosts.start(1, *line, "--out", str(out), log=log)
+        (folder / f"{number:04d}.png").symlink_to(sources[number % len(sources)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digest(photos: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of what one machine makes of the photos."""
+    alone = tmp_path_factory.mktemp("alone") / "out"
+    subprocess.run([*segment_line(photos, bundle, alone), "--address", "local"], check=True, capture_output=True)
+    return digest_output(str(alone))
+
+
+def segment_line(photos: Path, bundle: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "batchseg", "segment", str(photos), "--model", str(bundle), "--out", str(out)]
+
+
+def drain(hosts: Hosts, host: int, folder: Path) -> None:
+    """A spot machine gets its notice, and is taken away five seconds later."""
+    log = folder / "drain.log"
+    code = hosts.run(
+        host, str(BIN / "ray"), "drain-node", "--address", hosts.address, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message", "the price has risen", "--deadline-remaining-seconds", "5", log=log,
+    )  # fmt: skip
+    assert code == 0, log.read_text()
+    time.sleep(5)
+    hosts.kill(host)
+
+
+def kill(hosts: Hosts, host: int, folder: Path) -> None:
+    hosts.kill(host)
+
+
+@pytest.mark.parametrize(("end", "host"), [(kill, 3), (drain, 2)])
+def test_a_host_goes_while_all_segment(
+    end: Callable[[Hosts, int, Path], None], host: int, hosts: Hosts, bundle: Path, photos: Path, digest: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """The third of three dies, then the second is drained and dies: all is done, and as on one machine."""
+    out, log = tmp_path / "out", tmp_path / "segment.log"
+    process = hosts.start(1, *segment_line(photos, bundle, out), log=log)
     masks = out / "masks"
     wait_until(lambda: masks.exists() and len(list(masks.iterdir())) > IMAGES // 4, "a quarter of the masks", log)
-    hosts.kill(3)
-    assert len(list(masks.iterdir())) < IMAGES * 3 // 4, "killed half way"
+    end(hosts, host, tmp_path)
+    assert len(list(masks.iterdir())) < IMAGES, "not at the end of it"
     assert process.wait(timeout=300) == 0, log.read_text()
     found = verify_output(str(out))
     assert found.is_clean
     assert found.is_complete
-    alone = tmp_path / "alone"
-    subprocess.run([*line, "--out", str(alone), "--address", "local"], check=True, capture_output=True, timeout=300)
-    assert digest_output(str(out)) == digest_output(str(alone))
+    assert digest_output(str(out)) == digest
