@@ -41,6 +41,9 @@ VARIANTS: dict[str, dict[str, str]] = {
     "blur, noise and JPEG on a fifth": {"augment.blur": "0.2", "augment.noise": "0.2", "augment.jpeg": "0.2"},
     "no weight decay": {"training.weight_decay": "0"},
     "no dropout": {"model.dropout": "0"},
+    # No part of the recipe: the same on more workers, which must stay within the noise of the seeds.
+    "on two workers": {"cluster.workers": "2"},
+    "on three workers": {"cluster.workers": "3"},
 }
 
 
