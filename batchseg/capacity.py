@@ -20,7 +20,7 @@ _START_SECONDS = 45.0
 
 @dataclass(frozen=True)
 class Wanted:
-    """`count` places of so many cpus and gpus each, called by `noun` (workers, actors); `spare_cpus` beside on each
+    """`count` places of so many cpus and gpus each, called by `noun` (worker, actor); `spare_cpus` beside on each
     node.
     """
 
@@ -31,9 +31,9 @@ class Wanted:
     spare_cpus: float = 0.0
 
     def describe(self) -> str:
-        """2 actors x 1 GPU."""
+        """2 actors x 1 GPU, 1 actor x 1 GPU."""
         amounts = [_count(amount, name) for amount, name in ((self.cpus, "CPU"), (self.gpus, "GPU")) if amount]
-        return f"{self.count} {self.noun} x {' and '.join(amounts)}"
+        return f"{self.count} {self.noun}{'' if self.count == 1 else 's'} x {' and '.join(amounts)}"
 
     def fits_on(self, nodes: Nodes) -> bool:
         return count_places(nodes, self.cpus, self.gpus, self.spare_cpus) >= self.count
@@ -42,7 +42,7 @@ class Wanted:
         """Raises UserError where no node that is there or may come will ever do."""
         ceiling = find_ceiling()
         if ceiling is not None and not self.fits_on(ceiling):
-            raise UserError(f"{self.describe()} are wanted; {describe_cluster()}, and its nodes have no place for them")
+            raise UserError(f"wanted: {self.describe()}; {describe_cluster()}, and its nodes have no place for them")
 
     def describe_wait(self, waited_s: float) -> str | None:
         """For the progress line while nothing has begun yet: what is missing. None when there is room.
@@ -51,7 +51,7 @@ class Wanted:
         """
         nodes = list_nodes()
         if not self.fits_on(nodes):
-            return f"waiting for nodes: {self.describe()} are wanted; {describe_cluster()}"
+            return f"waiting for nodes; wanted: {self.describe()}; {describe_cluster()}"
         if waited_s < _START_SECONDS:
             return None
         free = ray.available_resources()

@@ -20,7 +20,7 @@ def draw_curves(history: History, class_colors: dict[str, tuple[int, int, int]])
     """
     figure = Figure(figsize=(12, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    (loss, scores), (classes, rate) = figure.subplots(2, 2)
+    (loss, scores), (rate, classes) = figure.subplots(2, 2)
     _plot(loss, history, "loss", "loss", _BLUE)
     loss.set_title("training loss")
     _plot(scores, history, "val_miou", "mIoU", _BLUE)

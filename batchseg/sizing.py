@@ -39,7 +39,7 @@ class WorkerPlan:
     @property
     def wanted(self) -> Wanted:
         """What must be there before it can begin."""
-        return Wanted(self.min_workers or self.workers, "workers", self.cpus, self.gpus)
+        return Wanted(self.min_workers or self.workers, "worker", self.cpus, self.gpus)
 
     def describe(self) -> str:
         """The number of workers for a person: 4, or 1 to 4."""
@@ -52,7 +52,7 @@ def plan_training_workers(config: ClusterConfig, batch_size: int, accumulation: 
     fewest, most = _read_workers(config, gpus_there)
     gpus = float(gpus_there >= fewest) if config.gpus_per_worker == "auto" else config.gpus_per_worker
     if gpus:
-        Wanted(fewest, "workers", 0.0, gpus).check_possible()
+        Wanted(fewest, "worker", 0.0, gpus).check_possible()
     # An elastic group begins with what is there now; each worker's share is taken from that.
     nodes = list_nodes()
     now = most if fewest == most else max(fewest, min(most, count_places(nodes, 0 if gpus else 1, gpus)))
@@ -106,7 +106,7 @@ class StreamPlan:
     @property
     def wanted(self) -> Wanted:
         """All actors, and room for the CPU stages."""
-        return Wanted(self.actors, "actors", self.cpus, self.gpus, 0.0 if self.gpus else self.stage_cpus)
+        return Wanted(self.actors, "actor", self.cpus, self.gpus, 0.0 if self.gpus else self.stage_cpus)
 
 
 def plan_stream(actors: int | None = None, gpus_per_actor: float | None = None) -> StreamPlan:

@@ -5,23 +5,29 @@
 Trains a 1x1 convolution on the set that batchseg draws, then segments copies of its pictures (160x128 PNG in, mask PNG
 and overlay PNG out) on a Ray of this machine that runs already, for each number of actors in turn. Prints for each the
 median of
-  first mask   seconds from the call to the first mask on disk, on a Ray that runs already
+  first mask   seconds from the call to the first mask on disk
   images/s     from then to the last row
   per image    milliseconds in Fit, Predict and Write (summed over their processes), and of the driver's own CPU time,
                from the first mask on
 One thread of the driver feeds everything, so 1 / its time per image is what a cluster of any size can reach at most.
-Actors beyond the cores of this machine share them: there only the price per image says something.
+Actors beyond the cores of this machine share them: there only the price per image says something. At the end the time
+from the command line to the first mask, in a process of its own on that Ray.
 """
 
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import ray
 
 from batchseg import cluster, load_config, segment_images, train_model
 from batchseg.datasets.drawn import draw_dataset
@@ -59,8 +65,9 @@ def train_free_model(page: Path, classes: int, folder: Path) -> str:
     return train_model(load_config(None, overrides)).bundle
 
 
-def run_job(photos: Path, bundle: str, out: Path, images: int, options: SegmentOptions) -> Round:
-    """Segments once, and looks for the first mask meanwhile."""
+@contextmanager
+def watch_for_masks(out: Path) -> Iterator[list[tuple[float, float]]]:
+    """Yields a list that gets the time of the first mask, and the CPU time of this process then."""
     found: list[tuple[float, float]] = []
     ended = threading.Event()
 
@@ -70,13 +77,29 @@ def run_job(photos: Path, bundle: str, out: Path, images: int, options: SegmentO
                 found.append((time.perf_counter(), time.process_time()))
 
     thread = threading.Thread(target=look)
-    started = time.perf_counter()
     thread.start()
     try:
-        segment_images(str(photos), bundle, str(out), options=options)
+        yield found
     finally:
         ended.set()
         thread.join()
+
+
+def run_command(photos: Path, bundle: str, out: Path) -> float:
+    """Seconds from the command line to its first mask."""
+    command = [sys.executable, "-m", "batchseg", "segment", str(photos), "--model", bundle, "--out", str(out)]
+    address = ray.get_runtime_context().gcs_address
+    started = time.perf_counter()
+    with watch_for_masks(out) as found:
+        subprocess.run([*command, "--actors", "1", "--address", address], check=True, capture_output=True)
+    return found[0][0] - started
+
+
+def run_job(photos: Path, bundle: str, out: Path, images: int, options: SegmentOptions) -> Round:
+    """Segments once, and looks for the first mask meanwhile."""
+    started = time.perf_counter()
+    with watch_for_masks(out) as found:
+        segment_images(str(photos), bundle, str(out), options=options)
     (first, cpu_before), cpu = found[0], time.process_time()
     speed = (read_run(str(out)) or {})["speed"]
     stages = {name: 1000 * entry["busy_seconds"] / images for name, entry in speed["stages"].items()}
@@ -116,6 +139,9 @@ def main() -> None:
                 + f"  driver {statistics.median(one.driver for one in seen):.2f} ms",
                 flush=True,
             )
+        commands = [run_command(photos, bundle, folder / f"command-{number}") for number in range(given.rounds)]
+        print(f"1 actor, from the command line: first mask {statistics.median(commands):.1f} s")
+
 
 
 if __name__ == "__main__":

@@ -263,16 +263,16 @@ def test_share_of_cpus(set_shape: SetShape, nodes: list[Node], workers: int, gpu
         (
             "1x8",
             {"workers": 1, "gpus_per_worker": 1},
-            r"1 workers x 1 GPU are wanted; the cluster has 8 CPUs and 0 GPUs",
+            r"wanted: 1 worker x 1 GPU; the cluster has 8 CPUs and 0 GPUs",
         ),
         (
             "2x8 with a GPU",
             {"workers": 3, "gpus_per_worker": 1},
-            r"3 workers x 1 GPU are wanted; the cluster has 16 CPUs and 2 GPUs",
+            r"wanted: 3 workers x 1 GPU; the cluster has 16 CPUs and 2 GPUs",
         ),
-        ("1x8", {"workers": 2, "cpus_per_worker": 5}, r"2 workers x 5 CPUs are wanted; the cluster has 8"),
-        ("3x4", {"workers": 1, "cpus_per_worker": 5}, r"1 workers x 5 CPUs are wanted"),  # 12 in all, 4 on a node
-        ("3x4", {"workers": 4, "cpus_per_worker": 3}, r"4 workers x 3 CPUs are wanted"),
+        ("1x8", {"workers": 2, "cpus_per_worker": 5}, r"wanted: 2 workers x 5 CPUs; the cluster has 8"),
+        ("3x4", {"workers": 1, "cpus_per_worker": 5}, r"wanted: 1 worker x 5 CPUs"),  # 12 in all, 4 on a node
+        ("3x4", {"workers": 4, "cpus_per_worker": 3}, r"wanted: 4 workers x 3 CPUs"),
     ],
 )
 def test_what_a_cluster_cannot_hold(set_shape: SetShape, shape: str, config: dict[str, int], message: str) -> None:
@@ -318,9 +318,9 @@ def test_a_cluster_that_grows_may_be_asked_for_more(growing: None) -> None:
     [
         (
             {"workers": 5, "gpus_per_worker": 1, "cpus_per_worker": 4},
-            r"5 workers x 1 GPU are wanted; the cluster has 2 CPUs and 0 GPUs and may grow to 130 CPUs and 4 GPUs",
+            r"wanted: 5 workers x 1 GPU; the cluster has 2 CPUs and 0 GPUs and may grow to 130 CPUs and 4 GPUs",
         ),
-        ({"workers": 1, "cpus_per_worker": 17}, "1 workers x 17 CPUs are wanted; .* its nodes have no place for them"),
+        ({"workers": 1, "cpus_per_worker": 17}, "wanted: 1 worker x 17 CPUs; .* its nodes have no place for them"),
     ],
 )
 def test_what_a_cluster_that_grows_can_never_hold(growing: None, config: dict[str, int], message: str) -> None:
@@ -329,7 +329,7 @@ def test_what_a_cluster_that_grows_can_never_hold(growing: None, config: dict[st
 
 
 def test_actors_that_a_cluster_that_grows_can_never_hold(growing: None) -> None:
-    with pytest.raises(UserError, match=r"5 actors x 1 GPU are wanted; .* may grow to 130 CPUs and 4 GPUs"):
+    with pytest.raises(UserError, match=r"wanted: 5 actors x 1 GPU; .* may grow to 130 CPUs and 4 GPUs"):
         sizing.plan_stream(actors=5, gpus_per_actor=1)
     with pytest.raises(
         UserError, match=r"--actors 900 leaves no CPU for decoding and writing; .* may grow to 130 CPUs"
@@ -340,13 +340,13 @@ def test_actors_that_a_cluster_that_grows_can_never_hold(growing: None) -> None:
 def test_own_machines_never_grow(set_shape: SetShape, tmp_path: Path) -> None:
     set_shape(CPU_SHAPES["1x2"])
     (tmp_path / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\nmax_workers: 9\n")
-    with pytest.raises(UserError, match="4 actors x 1 GPU are wanted; the cluster has 2 CPUs and 0 GPUs, and"):
+    with pytest.raises(UserError, match="wanted: 4 actors x 1 GPU; the cluster has 2 CPUs and 0 GPUs, and"):
         sizing.plan_stream(gpus_per_actor=1, actors=4)
 
 
 def test_kuberay_with_an_autoscaler_may_grow(set_shape: SetShape, monkeypatch: pytest.MonkeyPatch) -> None:
     set_shape([(0, 0)])
-    with pytest.raises(UserError, match="4 actors x 1 GPU are wanted"):
+    with pytest.raises(UserError, match="wanted: 4 actors x 1 GPU"):
         sizing.plan_stream(gpus_per_actor=1, actors=4)
     with pytest.raises(UserError, match=r"the cluster has 0 CPUs and 0 GPUs; say what to wait for, such as --actors 2"):
         sizing.plan_stream()
@@ -365,7 +365,7 @@ def test_actors_on_gpus_become_more_unless_their_number_is_given(set_shape: SetS
 def test_what_is_waited_for(growing: None, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = sizing.plan_stream(actors=2, gpus_per_actor=1)
     assert plan.wanted.describe_wait(0) == (
-        "waiting for nodes: 2 actors x 1 GPU are wanted; "
+        "waiting for nodes; wanted: 2 actors x 1 GPU; "
         "the cluster has 2 CPUs and 0 GPUs and may grow to 130 CPUs and 4 GPUs"
     )
     training = sizing.plan_training_workers(ClusterConfig(workers=2, gpus_per_worker=0, cpus_per_worker=1), 8)
