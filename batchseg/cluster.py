@@ -24,6 +24,11 @@ from batchseg.outputs import resolve_output as resolve_output
 from batchseg.runtime import QUIET_ENVIRONMENT, silence_stderr
 
 _CONNECT_TIMEOUT_S = 10.0
+_NODE_IS_GONE = (
+    ray.exceptions.TaskUnschedulableError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.WorkerCrashedError,
+)
 _WORKER_ENVIRONMENT = {
     **QUIET_ENVIRONMENT,
     # Ray hides the GPUs of tasks that ask for none only when told to; a CPU stage must not take GPU memory.
@@ -129,7 +134,11 @@ def check_shared(location: str) -> None:
         for node in others:
             pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             sees = ray.remote(storage.exists).options(num_cpus=0, scheduling_strategy=pinned).remote(probe)
-            if not ray.get(sees):
+            try:
+                is_shared = ray.get(sees)
+            except _NODE_IS_GONE:
+                continue  # between the list and the question: what it would have seen does not matter
+            if not is_shared:
                 raise UserError(
                     f"{location} is not shared: node {node['NodeManagerAddress']} does not see it. "
                     f"On a cluster of several nodes the output must be on shared storage or s3://."

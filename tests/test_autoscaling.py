@@ -72,7 +72,6 @@ while sum(node["Alive"] for node in ray.nodes()) > 1:
     [
         (["--actors", "2", "--gpus-per-actor", "1"], "2 actors x 1 GPU", [1, 1]),
         (["--actors", "4", "--gpus-per-actor", "0.5"], "4 actors x 0.5 GPUs", [2, 2]),
-        (["--gpus-per-actor", "1"], "1 actor x 1 GPU", [1, 1]),  # begins with one, and takes what comes
     ],
 )
 def test_nodes_come_for_a_job_and_go(

@@ -183,7 +183,7 @@ def test_too_many_actors(set_shape: SetShape, shape: str, actors: int) -> None:
 )
 def test_too_many_gpus(set_shape: SetShape, shape: str, actors: int | None, gpus_per_actor: float | None) -> None:
     set_shape(ALL_SHAPES[shape])
-    with pytest.raises(UserError, match=r"GPUs? .*the cluster has"):
+    with pytest.raises(UserError, match=r"GPUs?; the cluster has"):
         sizing.plan_stream(actors, gpus_per_actor)
 
 
@@ -376,6 +376,17 @@ def test_what_is_waited_for(growing: None, monkeypatch: pytest.MonkeyPatch) -> N
     )
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 2.0})
     assert training.wanted.describe_wait(60) is None
+
+
+# --- shared storage ---
+
+
+def test_a_node_that_goes_while_it_is_asked(ray_session: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    nodes = ray.nodes()
+    nodes.append({**nodes[0], "NodeID": "ab" * 28})
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    cluster.check_shared(str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 # --- errors ---
