@@ -67,16 +67,8 @@ while sum(node["Alive"] for node in ray.nodes()) > 1:
 """  # noqa: E501
 
 
-@pytest.mark.parametrize(
-    ("flags", "wanted", "on_each"),
-    [
-        (["--actors", "2", "--gpus-per-actor", "1"], "2 actors x 1 GPU", [1, 1]),
-        (["--actors", "4", "--gpus-per-actor", "0.5"], "4 actors x 0.5 GPUs", [2, 2]),
-    ],
-)
-def test_nodes_come_for_a_job_and_go(
-    flags: list[str], wanted: str, on_each: list[int], bundle: Path, drawn_data: Path, tmp_path: Path
-) -> None:
+def test_nodes_come_for_a_job_and_go(bundle: Path, drawn_data: Path, tmp_path: Path) -> None:
+    """Two actors share each GPU; test_jobs has one on each."""
     obstacle = find_obstacle()
     if obstacle:
         pytest.skip(f"no host of our own: {obstacle}")
@@ -93,13 +85,14 @@ def test_nodes_come_for_a_job_and_go(
         watch = hosts.start(1, sys.executable, "-c", WATCH, Hosts.address, str(stop), str(seen), log=watched)
         code = hosts.run(
             1, sys.executable, "-m", "batchseg", "segment", str(photos), "--model", str(bundle), "--out", str(out),
-            *flags, log=log,
+            "--actors", "4", "--gpus-per-actor", "0.5", log=log,
         )  # fmt: skip
         stop.touch()
         assert code == 0, log.read_text()
         printed = log.read_text()
-        assert f"waiting for nodes; wanted: {wanted}; the cluster has 0 CPUs and 0 GPUs and may grow to 4" in printed
-        assert json.loads(seen.read_text()) == on_each
+        wait = "waiting for nodes; wanted: 4 actors x 0.5 GPUs; the cluster has 0 CPUs and 0 GPUs and may grow to 4"
+        assert wait in printed
+        assert json.loads(seen.read_text()) == [2, 2]
         assert watch.wait(timeout=120) == 0, watched.read_text()
     found = verify_output(str(out))
     assert found.is_clean
