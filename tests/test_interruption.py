@@ -14,7 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 5
+EPOCHS = 4
 
 
 def start_training(overrides: dict[str, str], out: Path) -> subprocess.Popen[str]:
@@ -76,7 +76,7 @@ def test_a_killed_worker_is_replaced(tiny_overrides: dict[str, str], tmp_path: P
 
 
 def test_ctrl_c_exits_130_and_says_how_to_go_on(tiny_overrides: dict[str, str], tmp_path: Path) -> None:
-    process = start_training(tiny_overrides, tmp_path / "out")
+    process = start_training({**tiny_overrides, "cluster.workers": "1"}, tmp_path / "out")
     wait_for(lambda: len(read_epochs(tmp_path / "out")) >= 1, process)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=120)
@@ -85,14 +85,14 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(tiny_overrides: dict[str, str], 
 
 
 def test_a_killed_command_goes_on(tiny_overrides: dict[str, str], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = start_training(tiny_overrides, out)
+    out, overrides = tmp_path / "out", {**tiny_overrides, "cluster.workers": "1"}
+    process = start_training(overrides, out)
     wait_for(lambda: len(read_epochs(out)) >= 2, process)
     # The checkpoint of the epoch just reported may still be on its way; the one before is there.
     process.kill()
     process.communicate()
     before = read_epochs(out)
-    again = start_training(tiny_overrides, out)
+    again = start_training(overrides, out)
     printed, _ = again.communicate(timeout=300)
     assert again.returncode == 0, printed
     assert "going on after epoch" in printed

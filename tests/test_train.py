@@ -182,6 +182,7 @@ def test_a_loss_that_is_no_number_names_step_and_files(
     """It stops at once, though Ray Train would start again, and what was there before stays."""
     out = tmp_path / "out"
     job = {**tiny_overrides, "out": str(out), "training.learning_rate": "1e30", "training.clip_norm": "0"}
+    job["cluster.workers"] = "1"
     with pytest.raises(UserError, match=r"not a number in epoch 1, step \d+") as caught:
         train_model(load_config(None, job))
     named = re.search(r"files of that batch: (.*)\. The last checkpoint is kept", str(caught.value))
