@@ -77,6 +77,11 @@ def connect(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         ray.shutdown()
 
 
+def has_dashboard() -> bool:
+    """Whether the Ray that this process is connected to has one."""
+    return bool(ray._private.worker.get_dashboard_url())
+
+
 def _check_connected(address: str | None) -> None:
     """Raises UserError when `address` names another cluster than the one this process is connected to."""
     connected = ray.get_runtime_context().gcs_address

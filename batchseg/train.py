@@ -80,13 +80,11 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
 
 def run_training(task: TrainTask, plan: sizing.WorkerPlan) -> ray.train.Checkpoint:
     """Runs Ray Train to the end and returns the checkpoint with the best val mIoU. An earlier run goes on."""
-    load_tensorflow()  # both of these import it: late and quietly
-    from ray.train.tensorflow import TensorflowTrainer
-
+    load_tensorflow()  # Ray's trainer and the loop import it: late and quietly
     from batchseg.train_loop import run_worker
 
     filesystem, path = storage.filesystem_of(task.config.out)
-    trainer = TensorflowTrainer(
+    trainer = _find_trainer()(
         run_worker,
         train_loop_config={"task": task},
         scaling_config=ScalingConfig(
@@ -112,6 +110,25 @@ def run_training(task: TrainTask, plan: sizing.WorkerPlan) -> ray.train.Checkpoi
     if not checkpoints:
         raise RuntimeError("Ray Train ended without a checkpoint")
     return max(checkpoints, key=lambda pair: pair[1]["val_miou"])[0]
+
+
+def _find_trainer() -> Any:
+    """Ray's trainer; on a Ray without dashboard, as our own is, without the actor that removes what a dead one leaves.
+
+    That actor asks the dashboard every second whether the trainer lives. Where there is none each question takes ten
+    seconds, and the end of the training waits for the last (2.60). An own Ray ends with its driver, and leaves nothing.
+    """
+    from ray.train.tensorflow import TensorflowTrainer
+
+    if cluster.has_dashboard():
+        return TensorflowTrainer
+
+    class Trainer(TensorflowTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
+
+    return Trainer
 
 
 def _fit_interruptibly(trainer: Any) -> Any:
