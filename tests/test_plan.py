@@ -62,6 +62,7 @@ def list_files(folder: Path) -> list[tuple[str, int]]:
     return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_plan_is_measured_and_writes_nothing(
     photos: Path, bundle: Path, ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

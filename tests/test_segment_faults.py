@@ -172,6 +172,7 @@ def wait_for_all_cpus() -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_job_that_lost_its_lease_stops(photos: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:
     out = tmp_path / "out"
 

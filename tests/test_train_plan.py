@@ -13,6 +13,7 @@ from batchseg.errors import UserError
 from batchseg.train_plan import plan_training
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_and_writes_nothing(
     tiny_overrides: dict[str, str], drawn_data: Path, ray_session: None, tmp_path: Path
 ) -> None:

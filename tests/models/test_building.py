@@ -52,6 +52,7 @@ def test_weights_that_do_not_fit_are_refused(shared_data: Path) -> None:
         build_model(config, 2)
 
 
+@pytest.mark.slow
 def test_torch_padding_is_in_the_saved_graph_and_keeps_the_weights(tmp_path: Path) -> None:
     """Padded on all sides, the first strided convolution sees pixels 2i-1 to 2i+1: those of Keras, one step earlier."""
     path = tmp_path / "encoder.weights.h5"
