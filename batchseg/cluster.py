@@ -24,11 +24,7 @@ from batchseg.outputs import resolve_output as resolve_output
 from batchseg.runtime import QUIET_ENVIRONMENT, silence_stderr
 
 _CONNECT_TIMEOUT_S = 10.0
-_NODE_IS_GONE = (
-    ray.exceptions.TaskUnschedulableError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.WorkerCrashedError,
-)
+_NODE_IS_GONE = (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError)
 _WORKER_ENVIRONMENT = {
     **QUIET_ENVIRONMENT,
     # Ray hides the GPUs of tasks that ask for none only when told to; a CPU stage must not take GPU memory.
