@@ -69,8 +69,9 @@ class ProgressBoard:
         self.add(**{f"busy/{stage}": seconds})
 
     def enlist(self, actor: Any) -> None:
-        """The handle of an actor that must not outlive the work."""
+        """The handle of an actor that must not outlive the work, and has begun."""
         self._actors.append(actor)
+        self.add(begun=1)
 
     def list_actors(self) -> list[Any]:
         return self._actors

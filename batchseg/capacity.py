@@ -15,7 +15,7 @@ Nodes = list[dict[str, float]]
 
 _LAUNCHER_PAGE = "~/ray_bootstrap_config.yaml"
 _KUBERAY_VARIABLE = "KUBERAY_GEN_RAY_START_CMD"
-_START_SECONDS = 45.0
+_START_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -44,25 +44,29 @@ class Wanted:
         if ceiling is not None and not self.fits_on(ceiling):
             raise UserError(f"wanted: {self.describe()}; {describe_cluster()}, and its nodes have no place for them")
 
-    def describe_wait(self, waited_s: float) -> str | None:
-        """For the progress line while nothing has begun yet: what is missing. None when there is room.
+    def describe_wait(self, waited_s: float, begun: int = 0) -> str | None:
+        """For the progress line while nothing moves: what is missing. None when there is room for all.
 
-        What starts holds its CPUs already, so that few are free is worth a word only after a while.
+        begun: how many of them run. What starts holds its CPUs already, so that few are free is worth a word only
+        after a while.
         """
-        nodes = list_nodes()
+        nodes, missing = list_nodes(), self.count - begun
         if not self.fits_on(nodes):
             return f"waiting for nodes; wanted: {self.describe()}; {describe_cluster()}"
-        if waited_s < _START_SECONDS:
+        if waited_s < _START_SECONDS or missing <= 0:
             return None
         free = ray.available_resources()
         short = [
             f"{free.get(name, 0.0):g} of {sum_up(nodes, name):g} {name}s"
             for name, amount in (("CPU", self.cpus), ("GPU", self.gpus))
-            if amount and free.get(name, 0.0) + 1e-6 < amount
+            if amount and free.get(name, 0.0) + 1e-6 < amount * missing
         ]
         if not short:
             return None
-        return f"{self.describe()} start, or wait for another job that holds them: {' and '.join(short)} are free"
+        return (
+            f"wanted: {self.describe()}; {begun} have begun, the others start, or wait for another job: "
+            f"{' and '.join(short)} are free"
+        )
 
 
 def list_nodes() -> Nodes:
@@ -108,16 +112,15 @@ def find_ceiling() -> Nodes | None:
     Ray's launcher leaves its page on the head, where a submitted job runs; KubeRay starts the head of a cluster that
     scales with --no-monitor, since its autoscaler is a container of its own. Elsewhere a cluster counts as it is.
     """
-    page = Path(os.path.expanduser(_LAUNCHER_PAGE))
-    if page.exists():
-        return read_launcher_page(yaml.safe_load(page.read_text()) or {})
+    if page := _read_launcher_page():
+        return read_launcher_page(page)
     return None if "--no-monitor" in os.environ.get(_KUBERAY_VARIABLE, "") else list_nodes()
 
 
 def read_launcher_page(page: dict[str, Any]) -> Nodes | None:
-    """As find_ceiling, from a cluster.yaml. A list of own machines (provider local) never grows."""
+    """As find_ceiling, from a cluster.yaml. A list of own machines (provider local) grows until all are up."""
     if page.get("provider", {}).get("type") == "local":
-        return list_nodes()
+        return list_nodes() if _count_absent(page) <= 0 else None
     kinds = page.get("available_node_types") or {}
     if not kinds or not all(kind.get("resources") for kind in kinds.values()):
         return None
@@ -127,3 +130,30 @@ def read_launcher_page(page: dict[str, Any]) -> Nodes | None:
         count = 1 if name == page.get("head_node_type") else min(most, int(kind.get("max_workers", most)))
         nodes += [kind["resources"]] * count
     return nodes
+
+
+def describe_absent() -> str | None:
+    """Own machines that the launcher's page names and that are not up: a job that starts now goes without them."""
+    page = _read_launcher_page()
+    absent = _count_absent(page)
+    if absent <= 0:
+        return None
+    return (
+        f"{absent} of the {absent + len(list_nodes())} machines of this cluster are not up (yet); `ray status` shows "
+        f"which. This job takes those that are, unless it is told how many to wait for"
+    )
+
+
+def _count_absent(page: dict[str, Any]) -> int:
+    """Of the machines that a page of own machines lists; 0 for every other page."""
+    provider = page.get("provider") or {}
+    if provider.get("type") != "local" or not provider.get("worker_ips"):
+        return 0
+    return 1 + len(provider["worker_ips"]) - len(list_nodes())
+
+
+def _read_launcher_page() -> dict[str, Any]:
+    """Empty where there is none."""
+    page = Path(os.path.expanduser(_LAUNCHER_PAGE))
+    found = yaml.safe_load(page.read_text()) if page.exists() else None
+    return found if isinstance(found, dict) else {}

@@ -220,7 +220,7 @@ def _list_bundles(runs: str) -> list[storage.FileEntry]:
         return []
     return [
         entry
-        for name in sorted(os.listdir(runs))
+        for name in storage.list_names(runs)
         for place in (storage.join(runs, name, "bundle"), storage.join(runs, name, "train", "bundle"))
         if storage.file_type(place) == "folder"
         for entry in storage.list_files(place, recursive=False)

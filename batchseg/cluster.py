@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def connect(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         _check_connected(address)
         yield
         return
-    target = address or os.environ.get("RAY_ADDRESS") or ("auto" if is_submitted_job() else "local")
+    target = _find_target(address)
     options: dict[str, Any] = {
         "address": target,
         "log_to_driver": False,
@@ -66,11 +66,29 @@ def connect(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         with silence_stderr():
             ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise UserError(f"cannot connect to Ray at {target}: {error}") from error
+        raise UserError(f"cannot connect to Ray at {target}: {error}{_hint_at_token()}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def join(address: str | None = None) -> Iterator[bool]:
+    """As `connect` where a Ray runs already; yields whether it does. An own one is not started for this.
+
+    For what a cluster can refuse at once, before a command looks at its data, which may take minutes.
+    """
+    if not ray.is_initialized() and _find_target(address) == "local":
+        yield False
+        return
+    with connect(address):
+        yield True
+
+
+def _find_target(address: str | None) -> str:
+    """What `connect` connects to: an address, auto or local."""
+    return address or os.environ.get("RAY_ADDRESS") or ("auto" if is_submitted_job() else "local")
 
 
 def has_dashboard() -> bool:
@@ -104,6 +122,14 @@ def _check_address(target: str) -> None:
         ) from error
 
 
+def _hint_at_token() -> str:
+    """Ray does not say that a cluster turned a client down for its token, nor sends one untold (2.60)."""
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode:
+        return f". RAY_AUTH_MODE is {mode}: mode and token must be those that the cluster was started with"
+    return ". A cluster that was started with a token (as where ~/.ray/auth_token exists) wants RAY_AUTH_MODE=token"
+
+
 def _set_environment() -> None:
     """Before ray.init. Ray's core writes errors that are none (2.60: on actor arguments) to the terminal."""
     for name, value in {"RAY_BACKEND_LOG_LEVEL": "fatal", **_WORKER_ENVIRONMENT}.items():
@@ -122,30 +148,51 @@ def _worker_environment(*, is_local: bool) -> dict[str, Any]:
     return environment
 
 
-def check_shared(location: str) -> None:
-    """On a cluster of several nodes, makes sure that all of them see `location`. Raises UserError otherwise."""
-    others = [
-        node for node in ray.nodes() if node["Alive"] and node["NodeID"] != ray.get_runtime_context().get_node_id()
-    ]
-    if storage.is_remote(location) or not others:
+def check_shared(out: str | None, inputs: Iterable[str] = ()) -> None:
+    """On a cluster of several nodes, makes sure that all of them see `out` and the files and folders `inputs`.
+
+    Raises UserError otherwise. What is on s3:// is seen by all.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    asked = [path for path in inputs if not storage.is_remote(path)]
+    if not others or not (asked or (out and not storage.is_remote(out))):
         return
-    probe = storage.join(location, f".probe-{uuid.uuid4().hex}")
-    storage.write_atomic(probe, b"")
-    try:
-        for node in others:
+    with _leave_probe(out) as probes:
+        answers = []
+        for node in others:  # all at once: each may have to start a process
             pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            sees = ray.remote(storage.exists).options(num_cpus=0, scheduling_strategy=pinned).remote(probe)
+            ask = ray.remote(_find_unseen).options(num_cpus=0, scheduling_strategy=pinned)
+            answers.append((node["NodeManagerAddress"], ask.remote([*probes, *asked])))
+        for address, answer in answers:
             try:
-                is_shared = ray.get(sees)
+                unseen = ray.get(answer)
             except _NODE_IS_GONE:
                 continue  # between the list and the question: what it would have seen does not matter
-            if not is_shared:
+            if unseen:
                 raise UserError(
-                    f"{location} is not shared: node {node['NodeManagerAddress']} does not see it. "
-                    f"On a cluster of several nodes the output must be on shared storage or s3://."
+                    f"{out if unseen[0] in probes else unseen[0]} is not shared: node {address} does not see it. On a "
+                    f"cluster of several nodes what a job reads and writes must be on shared storage or s3://."
                 )
+
+
+@contextmanager
+def _leave_probe(out: str | None) -> Iterator[list[str]]:
+    """A file in OUT for others to see, for the time of the context; none on s3://, or where there is no OUT."""
+    if out is None or storage.is_remote(out):
+        yield []
+        return
+    probe = storage.join(out, f".probe-{uuid.uuid4().hex}")
+    storage.write_atomic(probe, b"")
+    try:
+        yield [probe]
     finally:
         storage.delete_file(probe)
+
+
+def _find_unseen(paths: list[str]) -> list[str]:
+    """In a task on another node."""
+    return [path for path in paths if storage.file_type(path) == "missing"]
 
 
 def configure_data() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from batchseg import storage
 from batchseg.augment_knobs import AugmentConfig as AugmentConfig
@@ -38,6 +38,30 @@ class TrainConfig(Section):
     training: TrainingConfig = TrainingConfig()
     augment: AugmentConfig = AugmentConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _check_encoder(self) -> "TrainConfig":
+        """A knob that does nothing is a mistake, not a detail."""
+        off = {"encoder_rate": 1, "freeze_encoder_epochs": 0}
+        for knob, allowed in off.items():
+            value = getattr(self.training, knob)
+            if value != allowed and not self.model.has_encoder():
+                raise ValueError(
+                    f"training.{knob} is {value:g}, but {self.model.architecture} has no layer called encoder; "
+                    f"allowed is {allowed}, or give that name to a layer of it"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_xla(self) -> "TrainConfig":
+        workers = self.cluster.workers
+        most = workers[1] if isinstance(workers, tuple) else 1 if workers == "auto" else workers
+        if self.training.xla and most > 1:
+            raise ValueError(
+                f"training.xla is true, but cluster.workers is {most}; XLA is for one worker: TensorFlow cannot "
+                "compile what workers on CPUs send, and several GPUs were not tried. Set xla to false or workers to 1"
+            )
+        return self
 
     def to_yaml(self) -> str:
         """The resolved config as the page that would produce it."""
@@ -106,5 +130,6 @@ def _describe(problem: Any, source: str) -> str:
         section = TrainConfig.model_fields[path[0]].default if len(path) > 1 else None
         owner = type(section) if isinstance(section, Section) else TrainConfig
         return f"config {source}: unknown key {'.'.join(path)!r}; {suggest_name(path[-1], list(owner.model_fields))}"
-    dotted = ".".join(path[:2])
-    return f"config {source}: {dotted} is {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+    dotted, message = ".".join(path[:2]), problem["msg"].removeprefix("Value error, ")
+    # Of sections that do not go together the whole page is the input; the message names the key.
+    return f"config {source}: {dotted} is {problem['input']!r}: {message}" if path else f"config {source}: {message}"

@@ -17,9 +17,11 @@ from rich.table import Table
 
 _POLL_SECONDS = 0.5
 _PLAIN_LINE_SECONDS = 15.0
+_STALL_SECONDS = 20.0
+"""Without a step or an image; then it may be nodes that have gone."""
 
-DescribeWait = Callable[[float], str | None]
-"""Seconds waited -> what a command waits for, as long as nothing has begun; None when it has all it asked for."""
+DescribeWait = Callable[[float, int], str | None]
+"""Seconds waited, workers or actors that have begun -> what a command waits for; None when it has all it wants."""
 
 
 class _Nowhere(io.StringIO):
@@ -96,12 +98,26 @@ class Console:
         yield print_now_and_then
 
 
+class _Standstill:
+    """How long something has stayed as it is."""
+
+    def __init__(self) -> None:
+        self._value, self._since = None, time.monotonic()
+
+    def lasts_s(self, value: Any) -> float:
+        """Seconds since `value` was another one."""
+        if value != self._value:
+            self._value, self._since = value, time.monotonic()
+        return time.monotonic() - self._since
+
+
 class TrainProgress:
     """Turns what the workers put on the board into lines: one that moves, one for each finished epoch."""
 
-    def __init__(self, console: Console, epochs: int, describe_wait: DescribeWait = lambda _: None):
+    def __init__(self, console: Console, epochs: int, describe_wait: DescribeWait = lambda *_: None):
         self._console, self._epochs, self._describe_wait = console, epochs, describe_wait
         self._began = time.monotonic()
+        self._standstill = _Standstill()
         self._shown_epochs: int | None = None
         self._note: str | None = None
         self._first: tuple[float, float] | None = None
@@ -116,8 +132,13 @@ class TrainProgress:
             self._note = state["note"]
             self._console.say(self._note)
         self._say_finished(state)
+        wait = None
+        if self._standstill.lasts_s([state.get(key) for key in ("epoch", "phase", "step")]) > _STALL_SECONDS or (
+            "steps" not in state
+        ):
+            wait = self._describe_wait(time.monotonic() - self._began, state.get("begun", 0))
         if "steps" not in state:
-            return show(self._describe_wait(time.monotonic() - self._began) or "starting the workers")
+            return show(wait or "starting the workers")
         done = state["epoch"] - 1 + (state["step"] / state["steps"] if state["phase"] == "train" else 1)
         line = f"epoch {state['epoch']}/{self._epochs} {state['phase']} {state['step']}/{state['steps']}"
         if "loss" in state:
@@ -130,7 +151,7 @@ class TrainProgress:
             rate = (done - first) / (now - started)
             images = rate * state.get("images_per_epoch", 0)
             line += f"  {images:.1f} images/s  ETA {format_duration((self._epochs - done) / rate)}"
-        show(line)
+        show(f"{line}; {wait}" if wait else line)
 
     def _say_finished(self, state: dict[str, Any]) -> None:
         history = state.get("history", [])
@@ -157,9 +178,10 @@ class TrainProgress:
 class CountProgress:
     """`done of total` with rate and ETA, from the counters `ok` and `failed` on the board."""
 
-    def __init__(self, console: Console, total: int, verb: str, describe_wait: DescribeWait = lambda _: None):
+    def __init__(self, console: Console, total: int, verb: str, describe_wait: DescribeWait = lambda *_: None):
         self._console, self._total, self._verb, self._counted = console, total, verb, 0
         self._describe_wait, self._began = describe_wait, time.monotonic()
+        self._standstill = _Standstill()
         self._started: float | None = None
 
     @property
@@ -175,8 +197,11 @@ class CountProgress:
         """state: what ProgressBoard.read returns."""
         failed = state.get("failed", 0)
         done = min(self._total, state.get("ok", 0) + failed)  # a task that is run again counts again
+        wait = None
+        if self._standstill.lasts_s(done) > _STALL_SECONDS or not done:
+            wait = self._describe_wait(time.monotonic() - self._began, state.get("begun", 0))
         if not done:
-            return show(self._describe_wait(time.monotonic() - self._began) or "starting the stages")
+            return show(wait or "starting the stages")
         now = time.monotonic()
         if self._started is None:
             self._started, self._first = now, done
@@ -184,7 +209,7 @@ class CountProgress:
         if done > self._first:
             rate = (done - self._first) / (now - self._started)
             line += f"  {rate:.1f} images/s  ETA {format_duration((self._total - done) / rate)}"
-        show(line)
+        show(f"{line}; {wait}" if wait else line)
 
 
 @contextmanager

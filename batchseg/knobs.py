@@ -126,10 +126,11 @@ class TrainingConfig(Section):
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
         "float32", description="compute type of training; val and the bundle are always float32"
     )
-    xla: bool = Field(False, description="compile the step with XLA: for GPUs; on a CPU it is slower")
+    xla: bool = Field(False, description="compile the step with XLA: for one GPU; slower on a CPU. Only one worker")
     val_every: PositiveInt = Field(1, description="epochs between two scorings of val; the last epoch always is scored")
     picture_every: Annotated[int, Field(ge=0)] = Field(
-        5, description="epochs between two pictures of val, where it is scored; the last epoch has one; 0 is off"
+        5,
+        description="epochs between two pictures of val, at least: only a scored epoch has one, and the last; 0 is off",
     )
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="steps between two checkpoints within an epoch, for long epochs; 0 is one at its end alone"

@@ -196,8 +196,14 @@ class Lease:
 
 def check_token(out: str, token: str) -> None:
     """Raises StoppedError when OUT is not held with this token. For tasks in other processes, before they commit."""
-    if not _is_held_with(out, token):
-        raise StoppedError(_describe_loss(out))
+    if _is_held_with(out, token):
+        return
+    if _read(out) is None and not storage.is_remote(out):
+        raise StoppedError(
+            f"OUT {out} has no {LEASE_FILE} as {socket.gethostname()} sees it: that node does not see the folder "
+            f"of the driver, which must be on shared storage or s3://, or another job took OUT over and has ended."
+        )
+    raise StoppedError(_describe_loss(out))
 
 
 def wait_until_free(

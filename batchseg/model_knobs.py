@@ -1,5 +1,8 @@
 """The section `model` of a training config."""
 
+import json
+import os
+import zipfile
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -39,7 +42,8 @@ class ModelConfig(Section):
     architecture: str = Field(
         "unet",
         description="unet, deeplabv3plus, fpn, or PATH.keras: a Keras model of yours that takes NxHxWx3, RGB 0 to 255, "
-        "scales within, and gives NxHxWxC logits. With a PATH the other knobs of the model but start_from do nothing",
+        "scales within, and gives NxHxWxC logits. With a PATH the other knobs of the model but start_from do nothing; "
+        "a layer of it called encoder takes training.encoder_rate and freeze_encoder_epochs",
     )
     encoder: Encoder = Field("mobilenet_v2", description="encoder of keras.applications")
     encoder_width: float = Field(
@@ -63,6 +67,11 @@ class ModelConfig(Section):
     )
     decoder_width: PositiveInt = Field(WIDTH, description="channels of the decoder. Only deeplabv3plus and fpn")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of features dropped before the head; 0 is off")
+    stochastic_depth: Literal["keras"] | Annotated[float, Field(ge=0, lt=1)] = Field(
+        "keras",
+        description="share of the last residual branch that training drops, fewer before it; keras is what "
+        "keras.applications has: 0.2 in efficientnets, else 0; 0 is off. Only efficientnets and convnexts",
+    )
     start_from: Annotated[str | None, BeforeValidator(none_to_null)] = Field(
         None,
         description="folder of a bundle to take the weights from, but for the head if classes differ; none is off",
@@ -72,6 +81,20 @@ class ModelConfig(Section):
     def is_given(self) -> bool:
         """Whether the architecture is a model file."""
         return self.architecture not in ARCHITECTURES
+
+    def has_encoder(self) -> bool:
+        """Whether there is a layer "encoder", which can learn at a rate of its own; read from the page in the file.
+
+        True for a file that cannot be read: opening it says why.
+        """
+        if not self.is_given:
+            return True
+        try:
+            with zipfile.ZipFile(os.path.expanduser(self.architecture)) as file:
+                page = json.loads(file.read("config.json"))
+            return "encoder" in [layer["config"]["name"] for layer in page["config"]["layers"]]
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            return True
 
     @model_validator(mode="after")
     def _check_channels(self) -> "ModelConfig":
@@ -97,6 +120,16 @@ class ModelConfig(Section):
         if self.encoder_width != 1 and not self.encoder.startswith("mobilenet"):
             raise ValueError(
                 f"encoder_width is {self.encoder_width:g}, but {self.encoder} has one width only; allowed is 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_stochastic_depth(self) -> "ModelConfig":
+        depth = self.stochastic_depth
+        if depth != "keras" and depth > 0 and not self.encoder.startswith(("efficientnet", "convnext")):
+            raise ValueError(
+                f"stochastic_depth is {depth:g}, but encoder is {self.encoder}; "
+                "only efficientnets and convnexts have it, the others have dropout"
             )
         return self
 

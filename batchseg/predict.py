@@ -15,7 +15,7 @@ from batchseg.errors import ImageError, UserError
 from batchseg.images import DEFAULT_MAX_MEGAPIXELS, RgbArray
 from batchseg.quality import InferenceOptions, finish_mask
 from batchseg.runner import CanvasPrediction, CanvasRunner, FloatArray, Forward, Score
-from batchseg.runtime import load_tensorflow
+from batchseg.runtime import load_tensorflow, pause_collector
 from batchseg.tiling import pick_classes
 
 ImageInput = bytes | str | os.PathLike[str] | RgbArray
@@ -59,7 +59,8 @@ class Predictor:
         self._golden_agreement = _GOLDEN_AGREEMENT_GPU if tf.config.list_physical_devices("GPU") else _GOLDEN_AGREEMENT
         self.card = bundles.read_card(os.fspath(bundle))
         self.options = options
-        model = bundles.load_model(self.card)
+        with pause_collector():
+            model = bundles.load_model(self.card)
         self._check_golden(make_forward(model))
         self._runner = make_runner(model, self.card.geometry.stride, batch_size, options)
 

@@ -6,7 +6,7 @@ list -> compare with rows -> lease -> settle -> subtract -> stream (stream.py) -
 import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import ray
 from batchseg import board as boards
 from batchseg import clearing, cluster, ledger, sizing, storage
 from batchseg.bundle import BundleCard
+from batchseg.capacity import describe_absent
 from batchseg.console import Console, CountProgress, format_duration, watch_board
 from batchseg.errors import StoppedError, UserError
 from batchseg.images import decode_image
@@ -64,7 +65,20 @@ def segment_images(
     Raises UserError before anything is written if something is wrong, StoppedError for a run that ended early.
     """
     console, options = console or Console.quiet(), options or SegmentOptions()
-    job = open_job(location, bundle, out, options, find_bundle, console, decode)
+    with ExitStack() as connected:
+
+        def look_at_cluster() -> None:
+            """Where a Ray runs already: what it can never hold is refused first of all."""
+            if connected.enter_context(cluster.join(address)):
+                sizing.plan_stream(options.actors, options.gpus_per_actor)
+
+        job = open_job(location, bundle, out, options, find_bundle, console, decode, look_at_cluster)
+        return _segment(job, address, console)
+
+
+def _segment(job: SegmentJob, address: str | None, console: Console) -> SegmentResult:
+    """Finds out what is to be done, and does it."""
+    options = job.options
     work = ledger.plan_work(job.listing.manifest, job.read_index())
     reasons = ", ".join(f"{count} {why}" for why, count in work.reasons.items() if count)
     console.say(f"{job.listing.root}: {len(job.listing.manifest)} images ({reasons}) -> {job.out}")
@@ -79,7 +93,9 @@ def segment_images(
             return _run(job, None, lease, console)
     with cluster.connect(address):
         plan = sizing.plan_stream(options.actors, options.gpus_per_actor)
-        cluster.check_shared(job.out)
+        if absent := describe_absent():
+            console.say(absent)
+        cluster.check_shared(job.out, [job.card.location, work.todo["uri"][0].as_py()])
         with Lease.acquire(job.out, say=console.say, ended=job.ended) as lease:
             return _run(job, plan, lease, console)
 

@@ -69,14 +69,20 @@ def open_job(
     find_bundle: Callable[[], str] | None,
     console: Console,
     decode: Decode = decode_image,
+    look_at_cluster: Callable[[], None] = lambda: None,
 ) -> SegmentJob:
-    """Looks at everything and writes nothing. Raises UserError when something is wrong."""
+    """Looks at everything and writes nothing. Raises UserError when something is wrong.
+
+    look_at_cluster: called before INPUT is listed, which may take minutes, unless OUT is complete as it is.
+    """
     source = storage.to_absolute(location)
     out = cluster.resolve_output(out or f"runs/{storage.name_of(source)}-segmented")
     before = ledger.read_run(out)
     ended = wait_until_free(out, say=console.say)
     card = read_card(cluster.resolve_bundle(_choose_bundle(bundle, find_bundle, before, console)))
     check_weights(card)
+    if not before or before["state"] != "complete":
+        look_at_cluster()
     with console.live() as show:
         listing = list_input(source, options.listing, leave_out=out, show=show)
     parameters = {"input": source, "root": listing.root, "bundle_digest": card.digest, **options.list_parameters()}

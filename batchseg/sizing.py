@@ -50,6 +50,8 @@ def plan_training_workers(config: ClusterConfig, batch_size: int, accumulation: 
     """Turns `auto` into numbers for this cluster. Raises UserError for what the cluster can never hold."""
     gpus_there = ray.cluster_resources().get("GPU", 0.0)
     fewest, most = _read_workers(config, gpus_there)
+    if config.gpus_per_worker == "auto" and gpus_there < fewest:
+        _check_no_gpus_come()
     gpus = float(gpus_there >= fewest) if config.gpus_per_worker == "auto" else config.gpus_per_worker
     if gpus:
         Wanted(fewest, "worker", 0.0, gpus).check_possible()
@@ -57,7 +59,13 @@ def plan_training_workers(config: ClusterConfig, batch_size: int, accumulation: 
     nodes = list_nodes()
     now = most if fewest == most else max(fewest, min(most, count_places(nodes, 0 if gpus else 1, gpus)))
     if count_places(nodes, 0 if gpus else 1, gpus) < now:
-        nodes = find_ceiling() or nodes
+        ceiling = find_ceiling()
+        if ceiling is None and config.cpus_per_worker == "auto":
+            raise UserError(
+                f"{describe_cluster()}, but how large its nodes will be is not known: give what each worker takes, "
+                f"such as --cluster.cpus_per_worker 4"
+            )
+        nodes = ceiling or nodes
     cpus = _share_cpus(nodes, now, gpus) if config.cpus_per_worker == "auto" else config.cpus_per_worker
     if most * accumulation > batch_size:
         raise UserError(
@@ -67,6 +75,16 @@ def plan_training_workers(config: ClusterConfig, batch_size: int, accumulation: 
     plan = WorkerPlan(most, cpus, gpus, fewest if fewest < most else None)
     plan.wanted.check_possible()
     return plan
+
+
+def _check_no_gpus_come() -> None:
+    """Raises UserError where GPUs may come later: nobody wants to train on CPUs for days because none is up yet."""
+    ceiling = find_ceiling()
+    if ceiling is None or sum_up(ceiling, "GPU") > ray.cluster_resources().get("GPU", 0.0):
+        raise UserError(
+            f"{describe_cluster()}; say what to wait for, such as --cluster.workers 2 --cluster.gpus_per_worker 1, or "
+            f"--cluster.gpus_per_worker 0 to train on CPUs"
+        )
 
 
 def _read_workers(config: ClusterConfig, gpus: float) -> tuple[int, int]:
@@ -119,6 +137,8 @@ def plan_stream(actors: int | None = None, gpus_per_actor: float | None = None) 
     gpus = sum_up(nodes, "GPU")
     per_actor = gpus_per_actor if gpus_per_actor is not None else float(gpus >= 1)
     if per_actor > 0:
+        if per_actor > 1 and per_actor != int(per_actor):
+            raise UserError(f"--gpus-per-actor is {per_actor:g}; allowed are whole GPUs, or a part of one (below 1)")
         count = actors or max(1, count_places(nodes, 0.0, per_actor))
         most_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
         plan = StreamPlan(count, 0.0, per_actor, 2, _size_stages(most_cpus or 2.0), may_grow=actors is None)

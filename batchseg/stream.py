@@ -53,7 +53,9 @@ def build_stream(
     """Table with `uri` -> dataset with `ids`. Stages that scale apart; `evaluate` takes the same ones."""
     cluster.configure_data()
     # Small blocks: the actors get work at once, and nothing spills. A block is two batches.
-    blocks = ray.data.from_arrow(todo).repartition(target_num_rows_per_block=2 * model.batch_size)
+    # from_blocks: from_arrow waits for a task, so for a process, and where nodes have yet to come for one with a CPU
+    # before any GPU is asked for.
+    blocks = ray.data.from_blocks([todo]).repartition(target_num_rows_per_block=2 * model.batch_size)
     # Ray Data reserves a whole CPU for this, and has no public way to say less (2.60): on nodes of one CPU it would
     # find none beside the actors, and the stream stall without a word.
     blocks._logical_plan.dag.ray_remote_args["num_cpus"] = plan.stage_cpus / 2

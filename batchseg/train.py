@@ -15,20 +15,22 @@ from batchseg import board as boards
 from batchseg import cluster, doctor, sizing, storage
 from batchseg import geometry as geo
 from batchseg.bundle import BundleCard, GoldenSample, save_bundle
+from batchseg.capacity import describe_absent
+from batchseg.checkpoint_list import CHECKPOINT_FOLDER, mend_list
 from batchseg.config import RESOLVED_HEADER, TrainConfig
 from batchseg.console import Console, TrainProgress, watch_board
 from batchseg.datasets import Dataset
 from batchseg.datasets.sample import load_sample
 from batchseg.datasets.splitting import SPLITS_FOLDER, write_splits
+from batchseg.lease import Lease
 from batchseg.runtime import load_tensorflow
 from batchseg.train_folder import (
     BUNDLE_FOLDER,
-    CHECKPOINT_FOLDER,
     CONFIG_FILE,
     SCORES_FILE,
     check_out,
 )
-from batchseg.train_opening import open_job
+from batchseg.train_opening import OpenedJob, open_job
 from batchseg.train_task import TrainTask, read_checkpoint
 
 _GOLDEN_SIDE = 192
@@ -53,29 +55,48 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
     if finished:
         console.say(f"{config.out} is finished already; more training.epochs would go on")
         return TrainResult(finished.location, finished.scores, was_finished=True)
-    job = open_job(config, console, lambda: storage.join(config.out, "data"))
-    with cluster.connect(address):
-        plan = sizing.plan_training_workers(config.cluster, config.training.batch_size, config.training.accumulation)
-        storage.make_folder(config.out)
-        cluster.check_shared(config.out)
-        console.log_into(config.out)
-        # Before the config of a longer run: one with scores is whole, and these come last again.
-        storage.delete_file(storage.join(config.out, SCORES_FILE))
-        page = f"{RESOLVED_HEADER}{job.dataset.fingerprint()}\n{config.to_yaml()}"
-        storage.write_atomic(storage.join(config.out, CONFIG_FILE), page)
-        write_splits(job.dataset, storage.join(config.out, SPLITS_FOLDER))
-        board = boards.start_board()
-        task = job.make_task(plan.threads, board)
-        console.say(
-            f"training {job.describe()}, {plan.describe()} x {plan.cpus:g} CPU {plan.gpus:g} GPU -> {config.out}"
-        )
-        with boards.unwrap_errors(board):
-            with watch_board(board, TrainProgress(console, config.training.epochs, plan.wanted.describe_wait)):
-                best = run_training(task, plan)
-            with console.status("sealing the bundle"):
-                card = ray.get(_seal_in_worker.remote(task, best, _data_facts(job.dataset, job.facts)))
-    storage.write_atomic(storage.join(config.out, SCORES_FILE), json.dumps(card.scores, indent=1))
+    with cluster.join(address) as is_running:
+        if is_running:  # what it can never hold is refused before the data are looked at
+            _plan_workers(config)
+        job = open_job(config, console, lambda: storage.join(config.out, "data"))
+        with cluster.connect(address):
+            plan = _plan_workers(config)
+            if absent := describe_absent():
+                console.say(absent)
+            storage.make_folder(config.out)
+            cluster.check_shared(config.out, job.list_files())
+            with Lease.acquire(config.out, say=console.say) as lease:
+                check_out(config)  # another job may have come and gone meanwhile
+                card = _train(job, plan, lease, console)
+                lease.check()
+                storage.write_atomic(storage.join(config.out, SCORES_FILE), json.dumps(card.scores, indent=1))
     return TrainResult(card.location, card.scores, was_finished=False)
+
+
+def _plan_workers(config: TrainConfig) -> sizing.WorkerPlan:
+    return sizing.plan_training_workers(config.cluster, config.training.batch_size, config.training.accumulation)
+
+
+def _train(job: OpenedJob, plan: sizing.WorkerPlan, lease: Lease, console: Console) -> BundleCard:
+    """Everything that writes into out, but the scores, which come last."""
+    config = job.config
+    console.log_into(config.out)
+    mend_list(config.out, console.say)
+    # Before the config of a longer run: one with scores is whole, and these come last again.
+    storage.delete_file(storage.join(config.out, SCORES_FILE))
+    page = f"{RESOLVED_HEADER}{job.dataset.fingerprint()}\n{config.to_yaml()}"
+    storage.write_atomic(storage.join(config.out, CONFIG_FILE), page)
+    write_splits(job.dataset, storage.join(config.out, SPLITS_FOLDER))
+    board = boards.start_board()
+    task = job.make_task(plan.threads, board)
+    console.say(f"training {job.describe()}, {plan.describe()} x {plan.cpus:g} CPU {plan.gpus:g} GPU -> {config.out}")
+    with boards.unwrap_errors(board):
+        with watch_board(board, TrainProgress(console, config.training.epochs, plan.wanted.describe_wait)):
+            best = run_training(task, plan)
+        lease.check()
+        with console.status("sealing the bundle"):
+            card: BundleCard = ray.get(_seal_in_worker.remote(task, best, _data_facts(job.dataset, job.facts)))
+    return card
 
 
 def run_training(task: TrainTask, plan: sizing.WorkerPlan) -> ray.train.Checkpoint:
@@ -98,9 +119,9 @@ def run_training(task: TrainTask, plan: sizing.WorkerPlan) -> ray.train.Checkpoi
             storage_filesystem=filesystem if storage.is_remote(task.config.out) else None,
             name=CHECKPOINT_FOLDER,
             failure_config=FailureConfig(max_failures=task.config.cluster.max_failures),
-            # Ray keeps the newest besides the best two; what a kill cut off is never the only one.
+            # By their ranks the best on val and the last two; what a kill cut off is never the only one.
             checkpoint_config=CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute="val_miou", checkpoint_score_order="max"
+                num_to_keep=3, checkpoint_score_attribute="rank", checkpoint_score_order="max"
             ),
         ),
     )

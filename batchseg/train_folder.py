@@ -1,10 +1,11 @@
 """What lies under `out` of a training run: whether it is ours, finished, and made by the same config and data."""
 
-import json
+import socket
 from typing import Any
 
 from batchseg import storage
 from batchseg.bundle import CARD_FILE, BundleCard, read_card
+from batchseg.checkpoint_list import has_checkpoints
 from batchseg.config import DRAWN_DATA, RESOLVED_HEADER, TrainConfig, parse_config, read_yaml
 from batchseg.datasets import Dataset
 from batchseg.errors import UserError
@@ -12,11 +13,18 @@ from batchseg.model_knobs import ARCHITECTURES
 
 CONFIG_FILE = "config.yaml"
 SCORES_FILE = "scores.json"
-CHECKPOINT_FOLDER = "checkpoints"
 BUNDLE_FOLDER = "bundle"
-_PROGRESS_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's own
-# What may differ when a run is taken up again: where it runs, and how long it goes on.
-_MAY_CHANGE = ("cluster.", "training.epochs", "out")
+# What may differ when a run is taken up again: where it runs, how long it goes on, what it keeps and draws.
+_MAY_CHANGE = (
+    "cluster.",
+    "out",
+    "training.epochs",
+    "training.cache_gb",
+    "training.picture_every",
+    "training.checkpoint_steps",
+)
+# These too while it is not finished, for they mend a run whose loss is no number; scores depend on them, so it is said.
+_MAY_MEND = ("training.learning_rate", "training.clip_norm", "training.precision")
 
 
 def check_out(config: TrainConfig) -> BundleCard | None:
@@ -34,7 +42,17 @@ def check_out(config: TrainConfig) -> BundleCard | None:
             raise UserError(f"out {config.out} holds a {CONFIG_FILE} that `train` did not write; give another --out")
         return None  # it stopped before its first checkpoint: nothing to mix up
     before = parse_config(read_yaml(page), page)
-    differing = _list_differences(before, config)
+    # The scores come last; a bundle that somebody took away is made again.
+    is_whole = all(
+        storage.exists(storage.join(config.out, name)) for name in (SCORES_FILE, f"{BUNDLE_FOLDER}/{CARD_FILE}")
+    )
+    goes_on = config.training.epochs > before.training.epochs or not is_whole
+    changes = _find_differences(before, config)
+    differing = [
+        f"{key} ({old!r} there, {new!r} now)"
+        for key, (old, new) in changes.items()
+        if not (goes_on and key in _MAY_MEND)
+    ]
     if differing:
         raise UserError(
             f"out {config.out} was made with another config; differing: {', '.join(differing)}. "
@@ -44,29 +62,16 @@ def check_out(config: TrainConfig) -> BundleCard | None:
         raise UserError(
             f"out {config.out} was made for {before.training.epochs} epochs; {config.training.epochs} is fewer"
         )
-    # The scores come last; a bundle that somebody took away is made again.
-    is_whole = all(
-        storage.exists(storage.join(config.out, name)) for name in (SCORES_FILE, f"{BUNDLE_FOLDER}/{CARD_FILE}")
-    )
-    if config.training.epochs > before.training.epochs or not is_whole:
-        return None
-    return read_card(storage.join(config.out, BUNDLE_FOLDER))
+    return None if goes_on else read_card(storage.join(config.out, BUNDLE_FOLDER))
 
 
-def has_checkpoints(out: str) -> bool:
-    """True if Ray Train knows of checkpoints there. Raises UserError when its list of them is damaged."""
-    location = storage.join(out, CHECKPOINT_FOLDER, _PROGRESS_FILE)
-    if not storage.exists(location):
-        return False
-    try:
-        json.loads(storage.read_bytes(location))
-    except ValueError as error:
-        # Ray writes it in place, so a kill can cut it off; without it Ray would begin anew, without a word.
-        raise UserError(
-            f"{location}, Ray's list of checkpoints, is damaged: {error}. "
-            f"To begin anew, delete {out}/{CHECKPOINT_FOLDER}."
-        ) from None
-    return True
+def describe_changes(config: TrainConfig) -> str:
+    """What a run that goes on does otherwise from here, for a person; empty where nothing differs that scores feel."""
+    page = storage.join(config.out, CONFIG_FILE)
+    if not storage.exists(page) or not has_checkpoints(config.out):
+        return ""
+    changes = _find_differences(parse_config(read_yaml(page), page), config)
+    return ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changes.items())
 
 
 def check_same_data(out: str, dataset: Dataset) -> None:
@@ -82,9 +87,10 @@ def check_same_data(out: str, dataset: Dataset) -> None:
         )
 
 
-def _list_differences(before: TrainConfig, now: TrainConfig) -> list[str]:
+def _find_differences(before: TrainConfig, now: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (value before, value now), of what matters."""
     old, new = _flatten_config(before), _flatten_config(now)
-    return [f"{key} ({old[key]!r} there, {new[key]!r} now)" for key in old if old[key] != new[key]]
+    return {key: (old[key], new[key]) for key in old if old[key] != new[key]}
 
 
 def _flatten_config(config: TrainConfig) -> dict[str, Any]:
@@ -107,3 +113,12 @@ def _flatten_config(config: TrainConfig) -> dict[str, Any]:
         if flat[key] not in allowed:
             flat[key] = storage.to_absolute(flat[key])
     return flat
+
+
+def check_out_is_seen(out: str) -> None:
+    """In a worker, whose node may have come after the others were asked. Raises UserError when it has another `out`."""
+    if not storage.exists(storage.join(out, CONFIG_FILE)):
+        raise UserError(
+            f"out {out} is not shared: node {socket.gethostname()} does not see what the driver wrote there. On a "
+            f"cluster of several nodes it must be on shared storage or s3://."
+        )

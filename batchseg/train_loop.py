@@ -11,6 +11,7 @@ import ray.train
 from batchseg.board import report_errors
 from batchseg.feed import Shard
 from batchseg.metrics import ConfusionMatrix
+from batchseg.train_folder import check_out_is_seen
 from batchseg.train_task import Progress, TrainTask, is_stalled
 from batchseg.train_worker import Worker
 
@@ -24,6 +25,8 @@ def run_worker(loop_config: dict[str, Any]) -> None:
     if "fatal" in ray.get(task.board.read.remote()):
         return
     with report_errors(task.board):
+        ray.get(task.board.add.remote(begun=1))
+        check_out_is_seen(task.config.out)
         train_epochs(task)
 
 
@@ -55,12 +58,16 @@ def train_epochs(task: TrainTask) -> None:
 
 
 def describe_val(confusion: ConfusionMatrix | None, class_names: Sequence[str]) -> dict[str, float | None]:
-    """The columns of an epoch's row about val; None where val was not scored, or has no valid pixel of a class."""
+    """The columns of an epoch's row about val; None where val was not scored, or has no valid pixel of a class.
+
+    Such a class is None whatever was predicted, as in the scores: its IoU of 0 would be of no mean.
+    """
     if confusion is None:
         return dict.fromkeys(("val_miou", "val_pixel_accuracy", *(f"val_iou/{name}" for name in class_names)))
+    by_class = np.where(confusion.counts.sum(1) > 0, confusion.iou, np.nan)
     values = {
         "val_miou": confusion.miou,
         "val_pixel_accuracy": confusion.pixel_accuracy,
-        **{f"val_iou/{name}": float(iou) for name, iou in zip(class_names, confusion.iou, strict=True)},
+        **{f"val_iou/{name}": float(iou) for name, iou in zip(class_names, by_class, strict=True)},
     }
     return {key: value if np.isfinite(value) else None for key, value in values.items()}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchseg import doctor, storage
+from batchseg import cluster, doctor, storage
 from batchseg.bundle import read_card
 from batchseg.config import DRAWN_DATA, ModelConfig, TrainConfig
 from batchseg.console import Console
@@ -13,7 +13,7 @@ from batchseg.datasets import Dataset, open_dataset
 from batchseg.datasets.drawn import TRAIN_IMAGES, draw_dataset
 from batchseg.errors import UserError
 from batchseg.model_knobs import ARCHITECTURES
-from batchseg.train_folder import check_same_data
+from batchseg.train_folder import check_same_data, describe_changes
 from batchseg.train_task import TrainTask, choose_class_weights
 
 
@@ -35,6 +35,13 @@ class OpenedJob:
         name = self.model.architecture if self.model.is_given else f"{self.model.architecture} on {self.model.encoder}"
         train, val = (len(self.dataset.samples(split)) for split in ("train", "val"))
         return f"{name}: {train} train and {val} val images"
+
+    def list_files(self) -> list[str]:
+        """Some of what workers read: an image of each split, and the files of the model."""
+        model = self.model
+        files = [model.architecture if model.is_given else "", model.start_from or "", model.encoder_weights]
+        images = [self.dataset.samples(split)[0].image for split in ("train", "val")]
+        return [*images, *(name for name in files if name not in ("", "imagenet", "none"))]
 
     def make_task(self, threads: int, board: Any) -> TrainTask:
         """What every worker is told."""
@@ -62,9 +69,15 @@ def open_job(config: TrainConfig, console: Console, drawn_folder: Callable[[], s
         dataset = open_dataset(data)
     console.say(f"data {dataset.location}: format {dataset.format} ({dataset.reason})")
     check_same_data(config.out, dataset)
+    if changes := describe_changes(config):
+        console.say(f"{config.out} goes on with {changes}")
     facts = check_data(dataset, config, console)
-    pixels = facts.class_pixels["train"]
-    weights = choose_class_weights(config.training.class_weights, pixels, dataset.classes.names)
+    weights = choose_class_weights(
+        config.training.class_weights,
+        facts.class_pixels["train"],
+        dataset.classes.names,
+        is_sample=facts.checked["train"] < len(dataset.samples("train")),
+    )
     return OpenedJob(config, model, dataset, facts, weights)
 
 
@@ -105,7 +118,7 @@ def find_model_files(model: ModelConfig) -> ModelConfig:
     if model.is_given:
         found["architecture"] = _find_file("architecture", model.architecture, f"{', '.join(ARCHITECTURES)}, or a path")
     if model.start_from:
-        found["start_from"] = read_card(model.start_from).location
+        found["start_from"] = read_card(cluster.resolve_bundle(model.start_from)).location
     return model.model_copy(update=found)
 
 

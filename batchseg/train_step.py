@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchseg.batch_norms import speed_up_batch_norms
+from batchseg.errors import UserError
 from batchseg.losses import Loss, divide
 from batchseg.optimizers import WeightAverage
 
@@ -36,7 +37,14 @@ def make_step(
     losses: each with its share in the sum. Each loss is a sum and a weight. The weights are summed over the workers
     first, each worker divides its sums by those totals, and gradients are summed: so the result is that of one worker
     with the whole batch, however many pixels are ignored where, and in however many parts it is computed.
+    Raises UserError for xla with more than one worker: TensorFlow 2.21 compiles no collective for a CPU.
     """
+    if options.xla and strategy.num_replicas_in_sync > 1:
+        # `workers: auto` has become several.
+        raise UserError(
+            f"training.xla is true, but there are {strategy.num_replicas_in_sync} workers; XLA is for one worker. "
+            "Set training.xla to false, or cluster.workers to 1"
+        )
     speed_up_batch_norms(tf, model, strategy.num_replicas_in_sync)
     num_classes = model.output_shape[-1]
     variables = model.trainable_variables

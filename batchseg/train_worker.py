@@ -23,13 +23,19 @@ from batchseg.optimizers import WeightAverage, build_optimizer, build_schedule
 from batchseg.predict import make_runner
 from batchseg.runtime import load_tensorflow
 from batchseg.train_step import StepOptions, make_step, sum_counts
-from batchseg.train_task import Progress, TrainTask, list_variables, read_checkpoint, write_checkpoint
+from batchseg.train_task import (
+    Progress,
+    TrainTask,
+    are_finite,
+    describe_checkpoint,
+    list_variables,
+    read_checkpoint,
+    write_checkpoint,
+)
 from batchseg.val_sheet import ValPicture, pick_evenly
 
 VAL_BATCH_SIZE = 8
 _VAL_PICTURES = 4
-UNSCORED = -1.0
-"""What Ray Train keeps checkpoints by, of one whose epoch has no score on val: it is never among the best."""
 
 
 class Worker:
@@ -43,8 +49,8 @@ class Worker:
         spec = config.model
         if resumes or spec.start_from or spec.is_given:
             spec = spec.model_copy(update={"encoder_weights": "none"})
+        self.strategy = self._make_strategy()  # first: TensorFlow refuses it once anything has been computed
         download_weights(spec.encoder, spec.encoder_width, spec.encoder_weights)
-        self.strategy = self._make_strategy()
         budget = MemoryBudget(int(config.training.cache_gb * 1e9))
         train_cache = SampleCache(task.train, task.classes, task.geometry, budget, fits_masks=True)
         self.val_cache = SampleCache(task.val, task.classes, task.geometry, budget, fits_masks=False)
@@ -120,19 +126,24 @@ class Worker:
     def train_epoch(self, epoch: int, progress: Progress) -> None:
         """Runs the steps of an epoch that `progress` does not have yet, and adds their losses to it.
 
-        Raises UserError when a loss is not finite.
+        Raises UserError when a loss is not finite, or what would go into a checkpoint.
         """
         every, started = self.task.config.training.checkpoint_steps, time.monotonic()
         first = len(progress.losses)
         for number, (images, masks) in enumerate(self.feed.iterate_epoch(epoch, first), start=first + 1):
             loss = float(self.step(images, masks).numpy())
             if not np.isfinite(loss):
-                raise UserError(self._describe_nan(epoch, number - 1))
+                raise UserError(self._describe_nan("the loss is", epoch, number - 1))
             progress.losses.append(loss)
             self._show("train", epoch, number, self.feed.steps_per_epoch, loss=loss)
-            if every and number % every == 0 and number < self.feed.steps_per_epoch:
+            is_last = number == self.feed.steps_per_epoch
+            is_kept = is_last or (every > 0 and number % every == 0)
+            # The gradients of a finite loss need not be. Every worker has the same weights, and finds the same.
+            if is_kept and not are_finite(list_variables(self.model, self.optimizer, self.average)):
+                raise UserError(self._describe_nan("a weight or its gradient is", epoch, number - 1))
+            if is_kept and not is_last:
                 progress.seconds += time.monotonic() - started
-                self._report({"epoch": epoch + 1, "val_miou": UNSCORED}, progress, None)
+                self._report(progress, None)
                 started = time.monotonic()
 
     def is_scored(self, epoch: int) -> bool:
@@ -141,9 +152,10 @@ class Worker:
         return (epoch + 1) % training.val_every == 0 or epoch + 1 == training.epochs
 
     def _is_pictured(self, epoch: int) -> bool:
-        """True where rank 0 draws what the model says on some val images."""
-        every, epochs = self.task.config.training.picture_every, self.task.config.training.epochs
-        return self.shard.rank == 0 and every > 0 and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
+        """True where rank 0 draws what the model says on some val images: in the first scored epoch after so many."""
+        training = self.task.config.training
+        apart = -(-training.picture_every // training.val_every) * training.val_every
+        return self.shard.rank == 0 and apart > 0 and ((epoch + 1) % apart == 0 or epoch + 1 == training.epochs)
 
     def score_val(self, epoch: int) -> ConfusionMatrix:
         """The confusion matrix over the whole val split, at each image's own size, equal on every worker."""
@@ -168,17 +180,16 @@ class Worker:
 
     def report_epoch(self, progress: Progress, confusion: ConfusionMatrix | None) -> None:
         """Tells Ray Train the scores of the last epoch; rank 0 hands over a checkpoint and keeps the journal."""
-        last = progress.history[-1]
-        miou = UNSCORED if confusion is None else last["val_miou"] or 0.0
         scores = confusion.to_scores(self.task.classes.names, len(self.task.val)) if confusion else None
-        self._report({"epoch": last["epoch"], "val_miou": miou}, progress, scores)
+        self._report(progress, scores)
         if self.shard.rank == 0:
             assert self._journal is not None, "the first worker keeps it"
             self._journal.write_epoch(progress.history, self._pictures if confusion else [])
             self.task.board.put.remote(history=progress.history)
 
-    def _report(self, metrics: dict[str, float], progress: Progress, scores: dict[str, Any] | None) -> None:
+    def _report(self, progress: Progress, scores: dict[str, Any] | None) -> None:
         """Every worker reports equally often, Ray waits for all of them; rank 0 adds the checkpoint."""
+        metrics = describe_checkpoint(progress)
         if self.shard.rank != 0:
             ray.train.report(metrics)
             return
@@ -199,6 +210,8 @@ class Worker:
                 f"{self.task.config.data} have changed since. Give another --out, or delete that folder."
             )
         for group, variables in list_variables(self.model, self.optimizer, self.average).items():
+            if group == "loss_scale" and len(variables) != len(arrays[group]):
+                continue  # the checkpoint is of another precision
             if [variable.shape for variable in variables] != [array.shape for array in arrays[group]]:
                 raise UserError(f"checkpoint {checkpoint.path} does not fit the model: its {group} differ in shape")
             for variable, array in zip(variables, arrays[group], strict=True):
@@ -226,9 +239,9 @@ class Worker:
                 **values,
             )
 
-    def _describe_nan(self, epoch: int, step: int) -> str:
+    def _describe_nan(self, what: str, epoch: int, step: int) -> str:
         names = [self.task.train[index].name for index in self.feed.batch_indices(epoch, step)]
         return (
-            f"the loss is not a number in epoch {epoch + 1}, step {step + 1}. Lower training.learning_rate, or look at "
-            f"the files of that batch: {', '.join(names)}. The last checkpoint is kept."
+            f"{what} not a number in epoch {epoch + 1}, step {step + 1}. Lower training.learning_rate, or look at "
+            f"the files of that batch: {', '.join(names)}. The last checkpoint is kept; the same out goes on from it."
         )

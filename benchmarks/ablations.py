@@ -44,6 +44,8 @@ VARIANTS: dict[str, dict[str, str]] = {
     # No part of the recipe: the same on more workers, which must stay within the noise of the seeds.
     "on two workers": {"cluster.workers": "2"},
     "on three workers": {"cluster.workers": "3"},
+    "on two workers, seed 1": {"cluster.workers": "2", "training.seed": "1"},
+    "on three workers, seed 1": {"cluster.workers": "3", "training.seed": "1"},
 }
 
 

@@ -143,6 +143,5 @@ def main() -> None:
         print(f"1 actor, from the command line: first mask {statistics.median(commands):.1f} s")
 
 
-
 if __name__ == "__main__":
     main()

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Trains on a running Ray cluster: sends this folder (the code, not runs/ or .venv/) and shows the log until the end.
 #
-# command:  jobs/submit.sh jobs/smoke.yaml
-#           jobs/submit.sh --data /shared/fields/dataset.yaml --out runs/fields --training.epochs 40
+# command:  jobs/submit.sh --data /shared/fields/dataset.yaml --out runs/fields --training.epochs 40
+#           jobs/submit.sh jobs/smoke.yaml      # draws its set, so only where BATCHSEG_HOME is a folder; for s3://:
+#           jobs/submit.sh jobs/smoke.yaml --data s3://BUCKET/drawn/dataset.yaml --cluster.gpus_per_worker 0 \
+#             --cluster.cpus_per_worker 7       # after: aws s3 sync runs/demo/data s3://BUCKET/drawn
 #           All arguments go to `batchseg train`. The same line again resumes.
 # hardware: that of the cluster
 # time, score: on one machine only; see the config that you submit
@@ -12,7 +14,8 @@
 # Where to:  RAY_API_SERVER_ADDRESS, default http://127.0.0.1:8265 (what `ray dashboard cluster.yaml` and
 #            `kubectl port-forward` offer).
 # Token:     in $RAY_AUTH_TOKEN, in the file $RAY_AUTH_TOKEN_PATH, or in ~/.ray/auth_token: sent when there is one.
-#            RAY_AUTH_MODE=disabled sends none.
+#            RAY_AUTH_MODE=disabled sends none. On Kubernetes the token is KubeRay's own, in the Secret named as the
+#            RayCluster: RAY_AUTH_TOKEN=$(kubectl get secret CLUSTER -o jsonpath='{.data.auth_token}' | base64 -d)
 # Paths:     a relative --out lies under $BATCHSEG_HOME of the cluster; data must be at the same path on every node.
 # Expect:    the id of the job, the log with progress lines, batchseg's own exit code in the last line. Exit 0 when that
 #            was 0, else 1. Ctrl-C leaves the job running: `ray job logs --follow ID` comes back, `ray job stop ID` ends it.

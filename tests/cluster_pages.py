@@ -10,8 +10,9 @@ PROJECT = Path(__file__).parents[1]
 LAUNCHER_PAGES = ("cluster.yaml", "jobs/cluster-ssh.yaml")
 RAY_JOBS = ("jobs/rayjob-train.yaml", "jobs/rayjob-segment.yaml")
 STORAGE = "jobs/rayjob-storage.yaml"
+DATA_POD = "jobs/rayjob-data.yaml"
 SCRIPTS = ("jobs/submit.sh", "jobs/segment.sh", "jobs/aws-roles.sh")
-ALL_FILES = (*LAUNCHER_PAGES, *RAY_JOBS, STORAGE, "Dockerfile", *SCRIPTS)
+ALL_FILES = (*LAUNCHER_PAGES, *RAY_JOBS, STORAGE, DATA_POD, "Dockerfile", *SCRIPTS)
 
 
 def read(name: str) -> str:

@@ -77,6 +77,7 @@ _RAY_CLUSTER = {
         }
     ],
 }
+POD: dict[str, Any] = {"apiVersion": {"v1"}, "kind": {"Pod"}, "metadata": {"name": str}, "spec": _POD["spec"]}
 RAY_JOB: dict[str, Any] = {
     "apiVersion": {"ray.io/v1"},
     "kind": {"RayJob"},

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from batchseg.cli import run_cli
+from batchseg import storage
+from batchseg.cli import _find_bundle, run_cli
+from batchseg.console import Console
+from batchseg.errors import UserError
+from batchseg.outputs import JOB_VARIABLE
 
 
 def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -192,3 +196,13 @@ def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     code, _, err = run(capfd, "check", "anything")
     assert code == 130
     assert "the same command goes on" in err
+
+
+def test_the_newest_bundle_of_a_submitted_job_may_lie_on_s3(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(JOB_VARIABLE, "{}")
+    monkeypatch.setenv("BATCHSEG_HOME", s3_bucket)
+    monkeypatch.delenv("BATCHSEG_MODEL", raising=False)
+    with pytest.raises(UserError, match="no bundle: give --model BUNDLE"):
+        _find_bundle(Console.quiet())
+    storage.write_atomic(f"{s3_bucket}/runs/drawn/bundle/bundle.json", b"{}")
+    assert _find_bundle(Console.quiet()) == f"{s3_bucket}/runs/drawn/bundle"

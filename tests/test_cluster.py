@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -18,6 +19,7 @@ from ray.exceptions import RayTaskError
 
 from batchseg import board as boards
 from batchseg import capacity, cluster, sizing
+from batchseg.capacity import describe_absent
 from batchseg.config import ClusterConfig
 from batchseg.errors import StoppedError, UserError
 
@@ -320,7 +322,10 @@ def test_a_cluster_that_grows_may_be_asked_for_more(growing: None) -> None:
             {"workers": 5, "gpus_per_worker": 1, "cpus_per_worker": 4},
             r"wanted: 5 workers x 1 GPU; the cluster has 2 CPUs and 0 GPUs and may grow to 130 CPUs and 4 GPUs",
         ),
-        ({"workers": 1, "cpus_per_worker": 17}, "wanted: 1 worker x 17 CPUs; .* its nodes have no place for them"),
+        (
+            {"workers": 1, "cpus_per_worker": 17, "gpus_per_worker": 0},
+            "wanted: 1 worker x 17 CPUs; .* its nodes have no place for them",
+        ),
     ],
 )
 def test_what_a_cluster_that_grows_can_never_hold(growing: None, config: dict[str, int], message: str) -> None:
@@ -342,6 +347,41 @@ def test_own_machines_never_grow(set_shape: SetShape, tmp_path: Path) -> None:
     (tmp_path / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\nmax_workers: 9\n")
     with pytest.raises(UserError, match="wanted: 4 actors x 1 GPU; the cluster has 2 CPUs and 0 GPUs, and"):
         sizing.plan_stream(gpus_per_actor=1, actors=4)
+
+
+def test_own_machines_that_are_not_up_yet(set_shape: SetShape, tmp_path: Path) -> None:
+    set_shape(CPU_SHAPES["1x2"])
+    assert describe_absent() is None
+    page = tmp_path / "ray_bootstrap_config.yaml"
+    page.write_text("provider: {type: local, head_ip: 10.0.0.1, worker_ips: [10.0.0.2, 10.0.0.3]}\nmax_workers: 2\n")
+    assert "2 of the 3 machines of this cluster are not up (yet)" in str(describe_absent())
+    assert sizing.plan_stream(gpus_per_actor=1, actors=4).actors == 4, "who knows what they have"
+    set_shape([(2, 0)] * 3)
+    assert describe_absent() is None
+    with pytest.raises(UserError, match="wanted: 4 actors x 1 GPU; the cluster has 6 CPUs and 0 GPUs, and"):
+        sizing.plan_stream(gpus_per_actor=1, actors=4)
+
+
+@pytest.mark.parametrize("workers", ["auto", 2, (1, 4)])
+def test_nobody_trains_on_cpus_because_no_gpu_is_up_yet(growing: None, workers: Any) -> None:
+    with pytest.raises(UserError, match=r"4 GPUs; say what to wait for, such as --cluster.workers 2"):
+        sizing.plan_training_workers(ClusterConfig(workers=workers), batch_size=8)
+    assert sizing.plan_training_workers(ClusterConfig(workers=workers, gpus_per_worker=0), batch_size=8).gpus == 0
+
+
+def test_a_share_of_nodes_that_nobody_knows(set_shape: SetShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_shape([(0, 0)])
+    monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start --head --no-monitor --num-cpus=0")
+    with pytest.raises(UserError, match=r"how large its nodes will be is not known: .* --cluster.cpus_per_worker 4"):
+        sizing.plan_training_workers(ClusterConfig(workers=2, gpus_per_worker=1), batch_size=8)
+    given = ClusterConfig(workers=2, gpus_per_worker=1, cpus_per_worker=4)
+    assert sizing.plan_training_workers(given, batch_size=8).threads == 4
+
+
+def test_gpus_are_whole_or_a_part_of_one(set_shape: SetShape) -> None:
+    set_shape(GPU_SHAPES["2x8 with a GPU"])
+    with pytest.raises(UserError, match=r"--gpus-per-actor is 1.5; allowed are whole GPUs, or a part of one"):
+        sizing.plan_stream(gpus_per_actor=1.5)
 
 
 def test_kuberay_with_an_autoscaler_may_grow(set_shape: SetShape, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,8 +412,9 @@ def test_what_is_waited_for(growing: None, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
     assert training.wanted.describe_wait(5) is None, "they may just be starting"
     assert training.wanted.describe_wait(60) == (
-        "2 workers x 1 CPU start, or wait for another job that holds them: 0.5 of 2 CPUs are free"
+        "wanted: 2 workers x 1 CPU; 0 have begun, the others start, or wait for another job: 0.5 of 2 CPUs are free"
     )
+    assert training.wanted.describe_wait(60, 2) is None, "both have begun"
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 2.0})
     assert training.wanted.describe_wait(60) is None
 

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from cluster_pages import ALL_FILES, PROJECT, RAY_JOBS, STORAGE, load, pinned, read
-from kuberay_fields import RAY_JOB, find_faults
+from cluster_pages import ALL_FILES, DATA_POD, PROJECT, RAY_JOBS, STORAGE, load, pinned, read
+from kuberay_fields import POD, RAY_JOB, find_faults
 
 import batchseg
 
@@ -57,6 +57,37 @@ def test_every_pod_sees_the_volume_and_keeps_to_its_share(name: str) -> None:
         assert box["resources"]["requests"] == box["resources"]["limits"]
         assert box["image"].endswith("-gpu" if "nvidia.com/gpu" in box["resources"]["limits"] else "-cpu")
         assert pod["securityContext"]["runAsNonRoot"] is True
+
+
+def test_the_pod_for_copying_sees_the_volume_as_the_jobs_do() -> None:
+    pod = load(DATA_POD)
+    assert find_faults(pod, POD) == []
+    jobs_pod = load(RAY_JOBS[0])["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    (box,), (jobs_box,) = pod["spec"]["containers"], jobs_pod["containers"]
+    assert pod["spec"]["volumes"] == jobs_pod["volumes"]
+    assert pod["spec"]["securityContext"] == jobs_pod["securityContext"]
+    assert (box["image"], box["volumeMounts"]) == (jobs_box["image"], jobs_box["volumeMounts"])
+
+
+@pytest.mark.parametrize(("name", "retries"), zip(RAY_JOBS, (1, 0), strict=True))
+def test_training_is_tried_again_and_broken_images_bring_no_second_cluster(name: str, retries: int) -> None:
+    assert load(name)["spec"]["backoffLimit"] == retries
+
+
+@pytest.mark.parametrize("name", [*RAY_JOBS, "README.md"])
+def test_the_whole_log_is_asked_for(name: str) -> None:
+    """With a selector kubectl shows ten lines, unless told."""
+    asked = re.findall(r"kubectl logs .*--selector", read(name))
+    assert asked
+    assert all("--tail=-1" in line for line in asked)
+
+
+def test_the_readme_names_the_metrics_as_ray_exports_them() -> None:
+    """A counter gets `_total` after its name: opentelemetry's exporter and Ray's own one do so."""
+    made = re.findall(r'(Counter|Gauge)\("(\w+)"', read("batchseg/board.py"))
+    exported = {f"ray_{name}{'_total' if kind == 'Counter' else ''}" for kind, name in made}
+    assert len(exported) == 5
+    assert set(re.findall(r"`(ray_batchseg\w+)`", read("README.md"))) == exported
 
 
 def test_versions_are_those_of_the_constraints() -> None:

@@ -2,7 +2,11 @@
 
 import copy
 import importlib
+import json
+import shlex
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +20,10 @@ from cluster_pages import LAUNCHER_PAGES, PROJECT, load, read
 
 from batchseg.outputs import JOB_VARIABLE, resolve_output
 
+# Stands in for `ray`: writes down how it was called.
+RECORDER = """#!/usr/bin/env bash
+echo "$RAY_AUTH_MODE v2=$RAY_enable_autoscaler_v2 ray $*" >> "$HOME/calls"
+"""
 # vCPUs and GPUs, from AWS's pages on instance types.
 INSTANCES = {"m6i.2xlarge": (8, 0), "m6i.4xlarge": (16, 0), "g5.2xlarge": (8, 1)}
 
@@ -71,6 +79,76 @@ def test_own_machines_are_all_used() -> None:
     prepared, page = prepare("jobs/cluster-ssh.yaml"), load("jobs/cluster-ssh.yaml")
     (kind,) = prepared["available_node_types"].values()
     assert kind["min_workers"] == kind["max_workers"] == len(page["provider"]["worker_ips"]) == 2
+
+
+class Machine:
+    """A home folder, and commands run there as Ray's launcher runs them over SSH."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        ray = home / f"batchseg-venv-{subprocess.check_output(['hostname'], text=True).strip()}" / "bin" / "ray"
+        ray.parent.mkdir(parents=True)
+        ray.write_text(RECORDER)
+        ray.chmod(0o755)
+        # As Ubuntu's begins; and no newline at its end.
+        (home / ".bashrc").write_text("case $- in *i*) ;; *) return;; esac\nexport MINE=1")
+
+    def run(self, command: str) -> list[str]:
+        """Every call of `ray` so far."""
+        from ray.autoscaler._private.command_runner import _with_interactive
+
+        over_ssh = shlex.split(" ".join(_with_interactive(command)))
+        environment = {"HOME": str(self.home), "PATH": "/usr/bin:/bin"}
+        subprocess.run(over_ssh, env=environment, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+        calls = self.home / "calls"
+        return calls.read_text().splitlines() if calls.exists() else []
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_own_machines_find_ray_where_the_launcher_calls_it_by_name(machine: Machine) -> None:
+    """`ray down` runs `ray stop`, and `ray exec` what it is given; by that alone Ray ends on the head."""
+    assert machine.run("ray stop") == []
+    (command,) = [line for line in load("jobs/cluster-ssh.yaml")["setup_commands"] if ".bashrc" in line]
+    machine.run(command)
+    machine.run(command)
+    assert machine.run("ray stop") == ["token v2= ray stop"]
+    assert (machine.home / ".bashrc").read_text().count("batchseg-venv") == 1
+
+
+def test_own_machines_start_with_the_older_autoscaler(machine: Machine) -> None:
+    """Ray's launcher sets the newer one before our command; the command must have the last word."""
+    from ray.autoscaler._private.util import with_envs
+
+    line = load("jobs/cluster-ssh.yaml")["head_start_ray_commands"][-1]
+    (call,) = machine.run(with_envs([line], {"RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": "10.0.0.1"})[0])
+    assert call.startswith("token v2=0 ray start --head ")
+
+
+def test_the_older_autoscaler_starts_all_own_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the head, where it reads the page that the launcher has left; of 2.60 the newer one leaves one machine out."""
+    from ray.autoscaler._private import autoscaler, load_metrics, updater
+    from ray.autoscaler._private.util import prepare_config
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(updater.NodeUpdater, "do_update", lambda self: started.append(self.node_id))
+    started: list[str] = []
+    page = load("jobs/cluster-ssh.yaml")
+    page["provider"].update(head_ip="10.0.0.1", worker_ips=["10.0.0.2", "10.0.0.3"])
+    (tmp_path / "key").write_text("none")
+    page["auth"]["ssh_private_key"] = str(tmp_path / "key")
+    page["file_mounts"] = {}
+    left = tmp_path / "ray_bootstrap_config.yaml"
+    left.write_text(json.dumps(prepare_config(page)))
+    scaler = autoscaler.StandardAutoscaler(str(left), load_metrics.LoadMetrics(), MagicMock(), update_interval_s=0)
+    deadline = time.monotonic() + 30
+    while len(started) < 2 and time.monotonic() < deadline:
+        scaler.update()
+        time.sleep(0.05)
+    assert sorted(started) == ["10.0.0.2", "10.0.0.3"]
 
 
 def test_aws_workers_scale_from_nothing_on_spot_and_the_head_stays() -> None:
@@ -174,6 +252,7 @@ def test_every_node_asks_for_the_token_and_the_dashboard_stays_inside(name: str)
     assert "--dashboard-host=127.0.0.1" in head
     everywhere = " ".join(page.get("docker", {}).get("run_options", []))
     for line in (head, worker):
+        assert "--metrics-export-port=8080" in line
         assert "RAY_AUTH_MODE=token" in everywhere + line
         assert "BATCHSEG_HOME=" in everywhere + line
     (remote,) = [there for there, here in page["file_mounts"].items() if here == "~/.ray/auth_token"]

@@ -114,6 +114,17 @@ def test_wrong_value_is_named(values: dict[str, object], message: str) -> None:
         parse_config(values, "job.yaml")
 
 
+@pytest.mark.parametrize("workers", ["2", "1,3"])
+def test_xla_is_for_one_worker(workers: str) -> None:
+    """TensorFlow 2.21: `Collectives are not yet implemented for CPU devices when compiling with XLA`."""
+    with pytest.raises(
+        UserError, match=r"config command line: training\.xla is true, but cluster\.workers is [23]; XLA"
+    ):
+        load_config(None, {"training.xla": "true", "cluster.workers": workers})
+    for one in ("1", "auto"):
+        assert load_config(None, {"training.xla": "true", "cluster.workers": one}).training.xla
+
+
 def test_every_wrong_key_is_named_at_once() -> None:
     with pytest.raises(UserError) as caught:
         parse_config({"training": {"epochs": 0}, "input": {"fit": "crop"}}, "job.yaml")

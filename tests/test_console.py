@@ -2,6 +2,7 @@
 
 import io
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,32 @@ def test_count_progress(console: Console) -> None:
     progress.update({"ok": 18, "failed": 2}, shown.append)
     assert shown[-1].startswith("segmented 20/100  failed 2  ")
     assert "images/s  ETA " in shown[-1]
+
+
+def test_what_is_waited_for_is_said_again_when_nothing_moves(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def describe_wait(waited_s: float, begun: int) -> str | None:
+        asked.append((waited_s, begun))
+        return "waiting for nodes"
+
+    segmenting = CountProgress(console, 100, "segmented", describe_wait)
+    training = TrainProgress(console, 2, describe_wait)
+    step = {"epoch": 1, "phase": "train", "step": 3, "steps": 8, "begun": 2}
+    shown: list[str] = []
+    for seconds in (0, 15, 30):
+        now[0] = 100.0 + seconds
+        segmenting.update({"ok": 10, "begun": 1}, shown.append)
+        training.update(step, shown.append)
+    assert shown == [
+        *["segmented 10/100", "epoch 1/2 train 3/8"] * 2,
+        "segmented 10/100; waiting for nodes",
+        "epoch 1/2 train 3/8; waiting for nodes",
+    ]
+    assert asked == [(30, 1), (30, 2)]
+    segmenting.update({"ok": 12, "begun": 1}, shown.append)
+    assert "waiting" not in shown[-1]
 
 
 def test_logs_go_to_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -182,6 +182,20 @@ def test_the_cluster_of_ray_address_segments(head: Head, trained: Trained, tmp_p
 
 
 @with_token
+def test_a_command_without_the_token_is_told(head: Head, trained: Trained, tmp_path: Path) -> None:
+    environment = {name: value for name, value in head.environment.items() if name != "RAY_AUTH_MODE"}
+    done = subprocess.run(
+        [sys.executable, "-m", "batchseg", "segment", str(trained.images), "--model", trained.bundle,
+         "--out", str(tmp_path / "out"), "--address", head.address],
+        cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"cannot connect to Ray at {head.address}" in done.stderr
+    assert "wants RAY_AUTH_MODE=token" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@with_token
 def test_a_submitted_training_without_arguments_takes_the_drawn_set(head: Head, trained: Trained) -> None:
     printed = head.submit(trained.project, "batchseg.train", "--training.epochs", "1")
     assert "no config given: training on the set that batchseg draws itself" in printed
@@ -244,6 +258,41 @@ print("actors:", sum("Predict" in actor["ActorClassName"] for actor in ray._priv
 """
 
 
+HOLD_GPUS = """
+import sys, time, ray
+ray.init(sys.argv[1], log_to_driver=False)
+
+@ray.remote(num_gpus=2)
+class Holder:
+    def answer(self): return "held"
+
+holder = Holder.remote()
+print(ray.get(holder.answer.remote()), flush=True)
+time.sleep(600)
+"""
+
+
+def wait_for_another_job(head: Head, line: Sequence[str], out: Path, log: Path) -> None:
+    """Runs `line` while another job holds both GPUs; that one ends once the log says what is waited for."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_GPUS, head.address], env=head.environment, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "held\n"
+        with log.open("w") as stream:
+            job = subprocess.Popen(
+                [*line, "--gpus-per-actor", "1", "--out", str(out)],
+                cwd=PROJECT, env=head.environment, stdout=stream, stderr=stream,
+            )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while "0 have begun, the others start, or wait for another job: 0 of 2 GPUs are free" not in log.read_text():
+            assert job.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        other.kill()
+    assert job.wait(timeout=300) == 0, log.read_text()
+
+
 @with_token
 def test_one_actor_on_each_gpu_or_two_that_share_one(
     head: Head, drawn_data: Path, bundle: Path, tmp_path: Path
@@ -262,7 +311,10 @@ def test_one_actor_on_each_gpu_or_two_that_share_one(
         seen = [int(re.findall(r"actors: (\d+)", head.run(*count, cwd=PROJECT))[0])]
         for share in ("1", "0.5"):
             out = tmp_path / share
-            head.run(*line, "--gpus-per-actor", share, "--out", str(out), cwd=PROJECT)
+            if share == "1":
+                wait_for_another_job(head, line, out, tmp_path / "waiting.log")
+            else:
+                head.run(*line, "--gpus-per-actor", share, "--out", str(out), cwd=PROJECT)
             assert len(read_images(out, "ok")) == len(list((drawn_data.parent / "test" / "images").iterdir()))
             seen.append(int(re.findall(r"actors: (\d+)", head.run(*count, cwd=PROJECT))[0]))
     finally:
@@ -282,10 +334,12 @@ while sum(node["Alive"] for node in ray.nodes()) < 2:
 
 
 @pytest.mark.parametrize("head", ["token", "disabled"], indirect=True, scope="module")
-def test_output_that_a_node_does_not_see_is_refused(head: Head, drawn_data: Path, tmp_path: Path) -> None:
-    """The second node has a disk of its own where the output would go."""
+def test_what_a_node_does_not_see_is_refused(head: Head, drawn_data: Path, bundle: Path, tmp_path: Path) -> None:
+    """The second node has a disk of its own where the output would go, or the images are."""
     hidden = tmp_path / "not shared"
     hidden.mkdir()
+    photos = hidden / "photos"
+    shutil.copytree(drawn_data.parent / "test" / "images", photos)
     own_disk = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden)]
     if not shutil.which("unshare") or subprocess.run([*own_disk, "true"], capture_output=True, check=False).returncode:
         pytest.skip("a node with a disk of its own needs `unshare --mount` and the right to use it")
@@ -296,6 +350,13 @@ def test_output_that_a_node_does_not_see_is_refused(head: Head, drawn_data: Path
     )  # fmt: skip
     try:
         head.run(sys.executable, "-c", WAIT_FOR_TWO_NODES, head.address, cwd=tmp_path)
+        printed = head.run(
+            sys.executable, "-m", "batchseg", "segment", str(photos), "--model", str(bundle),
+            "--out", str(tmp_path / "shared"), "--address", head.address, cwd=PROJECT, code=2,
+        )  # fmt: skip
+        assert f"{photos}" in printed
+        assert "is not shared: node" in printed
+        shutil.rmtree(photos)
         done = subprocess.run(
             [sys.executable, "-m", "batchseg", "train", "--data", str(drawn_data), "--out", str(hidden)],
             cwd=PROJECT,

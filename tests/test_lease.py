@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from batchseg import lease, storage
+from batchseg.config import load_config
 from batchseg.errors import EXIT_STOPPED, EXIT_USAGE, StoppedError, UserError
 from batchseg.lease import Lease, LeaseTimes, Owner, check_token, find_holder, wait_until_free
+from batchseg.train import train_model
 
 FAST = LeaseTimes(heartbeat_s=0.05, stale_s=0.6, abandoned_s=600, poll_s=0.02, pause_s=0.02, lock_s=1)
 HOLD = """
@@ -193,10 +195,11 @@ def test_a_lost_lease_stops_its_job(tmp_path: Path, theirs: str) -> None:
     (tmp_path / "lease.json").unlink()
     if theirs == "other":
         (tmp_path / "lease.json").write_text(json.dumps(owner | {"token": "theirs"}))
-    with pytest.raises(StoppedError, match=r"another job has taken OUT .* over") as caught:
+    why = {"other": r"another job has taken OUT .* over", "gone": r"has no lease.json .* or another job took OUT over"}
+    with pytest.raises(StoppedError, match=why[theirs]) as caught:
         held.check()
     assert caught.value.exit_code == EXIT_STOPPED
-    with pytest.raises(StoppedError, match=r"another job has taken OUT .* over"):
+    with pytest.raises(StoppedError, match=why[theirs]):
         check_token(str(tmp_path), held.token)
     held.release()
     # What is not ours is not deleted.
@@ -279,3 +282,11 @@ def test_of_many_that_start_at_once_one_wins(
         assert (len(won), len(lost)) == (1, 5), lost
         won[0].check()
         won[0].release()
+
+
+def test_training_takes_the_lease_of_its_out(tiny_overrides: dict[str, str], ray_session: None, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with Lease.acquire(str(out), say=fail), pytest.raises(UserError, match=r"OUT .* is in use by another job \(host"):
+        train_model(load_config(None, {**tiny_overrides, "out": str(out)}))
+    assert not (out / "config.yaml").exists()
+    assert not (out / "checkpoints").exists()

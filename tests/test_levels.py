@@ -22,7 +22,8 @@ ROOMS = {
     "outputs verify row_check regions quality runner options columns isolation sanity rle "
     "photometric mixing curves val_sheet event_log journal",
     2: "models losses optimizers",
-    3: "runtime bundle predict stages results plan_sample batch_norms train_step train_task train_folder export",
+    3: "runtime bundle predict stages results plan_sample batch_norms train_step train_task train_folder "
+    "checkpoint_list export",
     4: "cluster capacity sizing board train_worker train_loop train_opening train_plan train "
     "stream segment_job segment evaluate plan",
     5: "demo cli cli_options __main__ __init__",

@@ -1,10 +1,14 @@
 """Losses against independent computations in numpy, and that they add up over any split of a batch."""
 
+from functools import partial
+from typing import Any
+
+import keras
 import numpy as np
 import pytest
 
 from batchseg.config import TrainingConfig
-from batchseg.losses import LOSSES, build_losses, cross_entropy, dice, divide, focal, hard_pixels, lovasz
+from batchseg.losses import LOSSES, Loss, build_losses, cross_entropy, dice, divide, focal, hard_pixels, lovasz
 
 SHAPE = (4, 6, 5)
 CLASSES = 3
@@ -136,24 +140,47 @@ def test_a_perfect_answer_costs_nothing(batch: tuple[np.ndarray, np.ndarray]) ->
         assert float(divide(*loss(truth, logits))) == pytest.approx(0, abs=1e-3), name
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_slopes_are_finite_differences(name: str, batch: tuple[np.ndarray, np.ndarray]) -> None:
+def assert_slopes_fit(loss: Loss, truth: np.ndarray, logits: np.ndarray) -> None:
+    """Along the slopes, along parts of them, and at random."""
     import tensorflow as tf
 
-    truth, logits = batch
-    options = {"cross_entropy": {"label_smoothing": 0.1}, "hard_pixels": {"share": 0.4}}.get(name, {})
     variable = tf.Variable(logits)
     with tf.GradientTape() as tape:
-        total, _ = LOSSES[name](truth, variable, **options)
-    slopes = tape.gradient(total, variable).numpy()
+        total, _ = loss(truth, variable)
+    slopes = tape.gradient(total, variable).numpy().astype(np.float64)
     assert np.isfinite(slopes).all()
     assert not slopes[truth == 255].any(), "ignored pixels pull"
     rng = np.random.default_rng(1)
-    for _ in range(5):
-        direction = rng.normal(size=logits.shape).astype(np.float32)
-        # Float32 sums of about 80 pixels: a step of 1e-2 is far above rounding, and sorting seldom changes within it.
-        ends = [float(LOSSES[name](truth, logits + sign * 5e-3 * direction, **options)[0]) for sign in (1, -1)]
-        assert (ends[0] - ends[1]) / 1e-2 == pytest.approx(float((slopes * direction).sum()), rel=2e-2, abs=2e-2)
+    directions = [slopes, *(slopes * rng.uniform(0, 2, logits.shape) for _ in range(5))]
+    directions += [rng.normal(size=logits.shape) for _ in range(5)]
+    size = np.linalg.norm(slopes)
+    for direction in directions:
+        # Of length 1 the slope is at most `size`, and near to it for the first six. A step of 0.06 is far above the
+        # rounding of float32 sums (3e-4 of `size` was measured), and sorting seldom changes within it.
+        unit, step = direction / np.linalg.norm(direction), 0.06
+        ends = [float(loss(truth, (logits + sign * step / 2 * unit).astype(np.float32))[0]) for sign in (1, -1)]
+        assert (ends[0] - ends[1]) / step == pytest.approx((slopes * unit).sum(), rel=0, abs=2e-3 * size)
+
+
+SLOPE_OPTIONS: dict[str, dict[str, float]] = {"cross_entropy": {"label_smoothing": 0.1}, "hard_pixels": {"share": 0.4}}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_slopes_are_finite_differences(name: str, batch: tuple[np.ndarray, np.ndarray]) -> None:
+    assert_slopes_fit(partial(LOSSES[name], **SLOPE_OPTIONS.get(name, {})), *batch)
+
+
+@pytest.mark.parametrize("factor", [0.99, 1.1])
+@pytest.mark.parametrize("name", LOSSES)
+def test_slopes_that_are_a_little_off_are_found(name: str, factor: float, batch: tuple[np.ndarray, np.ndarray]) -> None:
+    """The check itself: the same values, with slopes times a factor."""
+
+    def bend(truth: np.ndarray, logits: Any) -> tuple[Any, Any]:
+        total, weight = LOSSES[name](truth, logits)
+        return keras.ops.stop_gradient(total * (1 - factor)) + total * factor, weight
+
+    with pytest.raises(AssertionError, match="comparison failed"):
+        assert_slopes_fit(bend, *batch)
 
 
 def test_weights_depend_on_the_truth_alone(batch: tuple[np.ndarray, np.ndarray]) -> None:

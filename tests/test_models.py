@@ -113,6 +113,11 @@ def test_dropout_of_0_is_no_layer() -> None:
         ({"output_stride": 8}, r"output_stride is 8, but architecture is unet; only deeplabv3plus"),
         ({"architecture": "deeplabv3plus", "output_stride": 4}, r"model\.output_stride is 4"),
         ({"encoder": "resnet50", "encoder_width": 0.5}, r"encoder_width is 0\.5, but resnet50 has one width only"),
+        (
+            {"stochastic_depth": 0.1},
+            r"stochastic_depth is 0\.1, but encoder is mobilenet_v2; only efficientnets and conv",
+        ),
+        ({"encoder": "convnext_tiny", "stochastic_depth": 1}, r"model\.stochastic_depth is 1: "),
         ({"encoder": "resnet50", "encoder_padding": "torch"}, r"only mobilenet_v2 can be padded so"),
     ],
 )

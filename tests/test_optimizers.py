@@ -95,6 +95,9 @@ def test_class_weights_are_roots_of_median_frequency() -> None:
     assert choose_class_weights("sqrt_median_frequency", [400, 100, 25, 0], names) == [0.5, 1.0, 2.0, 1.0]
     assert choose_class_weights("median_frequency", [400, 100, 25, 0], names) == [0.25, 1.0, 4.0, 1.0]
     assert choose_class_weights("sqrt_median_frequency", [10**6, 10**6, 1], names[:3]) == [1.0, 1.0, 10.0]
+    # Not among the images that were looked at: the rarest of all, if it occurs.
+    seen = [400, 100, 25, 0]
+    assert choose_class_weights("median_frequency", seen, names, is_sample=True) == [0.25, 1.0, 4.0, 10.0]
     assert choose_class_weights((1.0, 2.0), [5, 5], names[:2]) == [1.0, 2.0]
     assert choose_class_weights("none", [5, 5], names[:2]) is None
     with pytest.raises(UserError, match=r"training\.class_weights has 2 numbers, the data has 4 classes: a, b, c, d"):

@@ -11,9 +11,10 @@ import pytest
 
 from batchseg.bundle import read_card
 from batchseg.config import load_config
+from batchseg.console import Console
 from batchseg.errors import StoppedError, UserError
 from batchseg.train import train_model
-from batchseg.train_folder import check_out
+from batchseg.train_folder import check_out, describe_changes
 
 
 def test_leaves_what_the_contract_says(trained_out: Path, drawn_data: Path) -> None:
@@ -109,19 +110,6 @@ def test_files_of_somebody_else_are_left_alone(tiny_overrides: dict[str, str], t
         train_model(load_config(None, {**tiny_overrides, "out": str(tmp_path / "file")}))
 
 
-def test_a_list_of_checkpoints_that_was_cut_off_is_named(
-    trained_out: Path, tiny_overrides: dict[str, str], tmp_path: Path
-) -> None:
-    import shutil
-
-    out = tmp_path / "out"
-    shutil.copytree(trained_out, out)
-    listed = out / "checkpoints" / "checkpoint_manager_snapshot.json"
-    listed.write_text(listed.read_text()[:40])
-    with pytest.raises(UserError, match="Ray's list of checkpoints, is damaged"):
-        check_out(load_config(None, {**tiny_overrides, "out": str(out), "training.epochs": "3"}))
-
-
 def test_another_config_is_refused_but_for_epochs(trained_out: Path, tiny_overrides: dict[str, str]) -> None:
     same = {**tiny_overrides, "out": str(trained_out)}
     with pytest.raises(
@@ -131,7 +119,20 @@ def test_another_config_is_refused_but_for_epochs(trained_out: Path, tiny_overri
     with pytest.raises(UserError, match="was made for 2 epochs; 1 is fewer"):
         check_out(load_config(None, {**same, "training.epochs": "1"}))
     assert check_out(load_config(None, {**same, "training.epochs": "3"})) is None
-    assert check_out(load_config(None, {**same, "cluster.workers": "1"})) is not None
+    for knob, value in {"cluster.workers": "1", "training.cache_gb": "1", "training.checkpoint_steps": "2"}.items():
+        assert check_out(load_config(None, {**same, knob: value})) is not None
+
+
+def test_the_learning_rate_may_change_while_there_is_something_to_do(
+    trained_out: Path, tiny_overrides: dict[str, str]
+) -> None:
+    """A finished run was not made with it."""
+    changed = {**tiny_overrides, "out": str(trained_out), "training.learning_rate": "1e-3", "training.clip_norm": "1"}
+    with pytest.raises(UserError, match=r"differing: training\.learning_rate \(0\.004 there, 0\.001 now\)"):
+        check_out(load_config(None, changed))
+    longer = load_config(None, {**changed, "training.epochs": "3"})
+    assert check_out(longer) is None
+    assert describe_changes(longer) == "training.learning_rate 0.004 -> 0.001, training.clip_norm 5.0 -> 1.0"
 
 
 def test_the_card_knows_its_training_data(bundle: Path) -> None:
@@ -191,6 +192,39 @@ def test_a_loss_that_is_no_number_names_step_and_files(
     assert len(names) == 8
     assert all((drawn_data.parent / "train" / "images" / name).exists() for name in names)
     assert not (out / "bundle").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_came_to_no_number_goes_on_with_a_lower_rate(
+    trained_out: Path,
+    tiny_overrides: dict[str, str],
+    ray_session: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the third epoch; the first two stay. It goes on in another precision too."""
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(trained_out, out)
+    job = {**tiny_overrides, "out": str(out), "training.epochs": "4", "cluster.workers": "1"}
+    kept = (out / "metrics.csv").read_text().splitlines()
+    wild = {"training.learning_rate": "1e30", "training.clip_norm": "0"}
+    with pytest.raises(UserError, match=r"not a number in epoch 3, step \d+\..* the same out goes on from it"):
+        train_model(load_config(None, {**job, **wild}))
+    assert (out / "metrics.csv").read_text().splitlines() == kept
+    said: list[str] = []
+    console = Console.quiet()
+    monkeypatch.setattr(console, "say", said.append)
+    mended = load_config(None, {**job, "training.learning_rate": "1e-3", "training.precision": "mixed_float16"})
+    train_model(mended, console=console)
+    assert said[1] == (
+        f"{out} goes on with training.learning_rate 1e+30 -> 0.001, training.clip_norm 0.0 -> 5.0, "
+        "training.precision float32 -> mixed_float16"
+    )
+    lines = (out / "metrics.csv").read_text().splitlines()
+    assert lines[: len(kept)] == kept
+    assert [line.partition(",")[0] for line in lines] == ["epoch", "1", "2", "3", "4"]
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ from batchseg.config import AugmentConfig
 from batchseg.datasets import open_dataset
 from batchseg.feed import MemoryBudget, SampleCache, Shard, TrainFeed
 from batchseg.geometry import Geometry
+from batchseg.metrics import ConfusionMatrix
+from batchseg.train_loop import describe_val
 from batchseg.train_task import Progress, is_stalled
 
 
@@ -46,6 +48,15 @@ def test_progress_survives_json() -> None:
 )
 def test_a_run_stalls_without_a_better_score(scores: list[float | None], stop_after: int, stalled: bool) -> None:
     assert is_stalled([{"val_miou": score} for score in scores], stop_after) is stalled
+
+
+def test_a_class_that_val_does_not_hold_has_no_score() -> None:
+    """Though it was predicted."""
+    confusion = ConfusionMatrix(np.array([[6, 0, 2], [1, 3, 0], [0, 0, 0]]))
+    row = describe_val(confusion, ["road", "sky", "boat"])
+    assert row["val_iou/boat"] is None
+    assert row["val_iou/road"] == pytest.approx(6 / 9)
+    assert row["val_miou"] == pytest.approx((6 / 9 + 3 / 4) / 2)
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ def _build_own(config: ModelConfig, num_classes: int) -> keras.Model:
         config.encoder_weights,
         padding=config.encoder_padding,
         output_stride=config.output_stride if config.architecture == "deeplabv3plus" else 32,
+        stochastic_depth=None if config.stochastic_depth == "keras" else config.stochastic_depth,
     )
     features, stride = _decode(config, encoder(scaled))
     if config.dropout:

@@ -99,11 +99,18 @@ ENCODERS = {
 
 
 def build_encoder(
-    name: str, width: float, weights: str, *, padding: str = "keras", output_stride: int = 32
+    name: str,
+    width: float,
+    weights: str,
+    *,
+    padding: str = "keras",
+    output_stride: int = 32,
+    stochastic_depth: float | None = None,
 ) -> keras.Model:
     """Scaled RGB (see EncoderSpec), any size -> features at strides 2 to 32. weights: imagenet, a local path, or none.
 
-    padding: keras, or torch; output_stride: 32, or 16 or 8, from which on no features are coarser (see rewrite).
+    padding: keras, or torch; output_stride: 32, or 16 or 8, from which on no features are coarser; stochastic_depth:
+    None is what Keras has (see rewrite).
     Raises UserError when the weights are missing or do not fit.
     """
     spec = ENCODERS[name]
@@ -113,8 +120,10 @@ def build_encoder(
         stem = base.get_layer("conv1_conv")
         kernel, *rest = stem.get_weights()
         stem.set_weights([kernel[:, :, ::-1], *rest])
-    if spec.is_rewritten or padding == "torch" or output_stride < 32:
-        base = rewrite(base, pads_all_sides=padding == "torch", max_stride=output_stride)
+    if spec.is_rewritten or padding == "torch" or output_stride < 32 or stochastic_depth is not None:
+        base = rewrite(
+            base, pads_all_sides=padding == "torch", max_stride=output_stride, stochastic_depth=stochastic_depth
+        )
     return keras.Model(base.input, [_find_tap(base, tap) for tap in spec.taps], name="encoder")
 
 
@@ -144,8 +153,8 @@ def _find_tap(base: keras.Model, tap: str) -> keras.KerasTensor:
 def download_weights(name: str, width: float, weights: str) -> None:
     """Fetches ImageNet weights, one process of a node at a time; does nothing for a path or none.
 
-    Keras downloads to the final name, where another process would read a part. Not inside a distribution strategy:
-    there, making variables waits for the other workers, which wait for the lock.
+    Keras downloads to the final name, where another process would read a part. Not inside the scope of a
+    distribution strategy: there, making variables waits for the other workers, which wait for the lock.
     """
     if weights != "imagenet":
         return

@@ -12,18 +12,26 @@ from keras import layers
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 SCALING = (layers.Rescaling, layers.Normalization)
+KERAS_STOCHASTIC_DEPTH = 0.2
+"""What EfficientNets of keras.applications have (drop_connect_rate), which no argument of theirs reaches."""
 
 
 @dataclass
 class Plan:
-    """What becomes of the layers, by name. `thinned`: convolutions that lose their stride, and what to pad before."""
+    """What becomes of the layers, by name. `thinned`: convolutions that lose their stride, and what to pad before.
+
+    `drops`: ends of residual branches, and how often each branch is dropped in training.
+    """
 
     paddings: dict[str, Padding] = field(default_factory=dict)
     dilations: dict[str, int] = field(default_factory=dict)
     thinned: dict[str, Padding | None] = field(default_factory=dict)
+    drops: dict[str, float] = field(default_factory=dict)
 
 
-def rewrite(base: keras.Model, *, pads_all_sides: bool = False, max_stride: int = 32) -> keras.Model:
+def rewrite(
+    base: keras.Model, *, pads_all_sides: bool = False, max_stride: int = 32, stochastic_depth: float | None = None
+) -> keras.Model:
     """The same function of a scaled picture, in another graph:
 
     - `pads_all_sides`: each ZeroPadding2D has one pixel on all four sides, as torchvision has. keras.applications pads
@@ -31,15 +39,19 @@ def rewrite(base: keras.Model, *, pads_all_sides: bool = False, max_stride: int 
     - `max_stride` 16 or 8: later strides become dilation (Chen et al. 2017, DeepLabV3). Of the denser features, those
       at every second (or fourth) place equal the features before, but for the means over the picture that
       squeeze-and-excite takes.
+    - `stochastic_depth`: the share of residual branches dropped in training, for each picture, at the end of the
+      encoder; it grows from 0 at its start (Huang et al. 2016). None leaves what keras.applications has.
     - layers that scale the picture go (the model does it before, in float32), Sequentials open up, a convolution
       with one group a channel becomes a DepthwiseConv2D (240 times faster on a CPU, TensorFlow 2.21) and a LayerScale,
       which Keras does not export, an EinsumDense.
     """
     plan = _plan_changes(base, pads_all_sides, max_stride)
+    if stochastic_depth is not None:
+        plan.drops = _plan_drops(base, stochastic_depth)
 
     def call(layer: Any, *args: Any, **settings: Any) -> Any:
         """Connects a layer of the clone: passed over, opened up, or padded before."""
-        if isinstance(layer, SCALING):
+        if isinstance(layer, SCALING) or plan.drops.get(layer.name) == 0:
             return args[0]
         if isinstance(layer, keras.Sequential):
             result = args[0]
@@ -65,6 +77,9 @@ def _change_layer(layer: Any, plan: Plan) -> Any:
     if isinstance(layer, keras.Sequential):
         return layer
     settings = layer.get_config()
+    if layer.name in plan.drops:
+        rate, dtype = plan.drops[layer.name], settings["dtype"]
+        return layers.Dropout(rate, noise_shape=(None, 1, 1, 1), name=layer.name, dtype=dtype)
     if layer.name in plan.paddings:
         settings["padding"] = plan.paddings[layer.name]
     if layer.name in plan.dilations:
@@ -101,6 +116,17 @@ def _plan_changes(base: keras.Model, pads_all_sides: bool, max_stride: int) -> P
         if stride > 1 and stride_before * stride > max_stride:
             _plan_thinning(plan, layer, before, dilation)
     return plan
+
+
+def _plan_drops(base: keras.Model, stochastic_depth: float) -> dict[str, float]:
+    """Of EfficientNets, which have such layers, and ConvNeXts, which have one that does nothing in their place."""
+    drops = {
+        layer.name: layer.rate * stochastic_depth / KERAS_STOCHASTIC_DEPTH
+        for layer in base.layers
+        if isinstance(layer, layers.Dropout) and layer.noise_shape
+    }
+    idle = [layer.name for layer in base.layers if "_block_" in layer.name and layer.name.endswith("_identity")]
+    return drops | {name: stochastic_depth * number / (len(idle) - 1) for number, name in enumerate(idle)}
 
 
 def _plan_thinning(plan: Plan, layer: Any, before: Any, dilation: int) -> None:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from small_models import NARROW, configure, draw_images, run, scatter_weights
+from small_models import NARROW, configure, draw_images, load_plainly, run, scatter_weights
 
 from batchseg.models import ENCODERS, build_model
 from batchseg.models.encoders import build_encoder
@@ -132,3 +132,57 @@ def test_output_stride_8_doubles_the_rates_of_the_pyramid() -> None:
             64 // stride,
             96 // stride,
         )
+
+
+# ---- stochastic depth ----
+
+
+def list_drops(model: keras.Model) -> dict[str, float]:
+    found = [layer for layer in model.get_layer("encoder").layers if isinstance(layer, layers.Dropout)]
+    assert all(layer.noise_shape == (None, 1, 1, 1) for layer in found)
+    return {layer.name: layer.rate for layer in found}
+
+
+def run_training(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    return np.asarray(model(images, training=True))
+
+
+STOCHASTIC = ["efficientnet_b0", "efficientnet_v2_b0", "convnext_tiny"]
+
+
+@pytest.mark.parametrize("encoder", [STOCHASTIC[0], *(pytest.param(name, marks=SLOW) for name in STOCHASTIC[1:])])
+def test_nothing_is_drawn_without_dropout_and_stochastic_depth(encoder: str) -> None:
+    images = draw_images(4)
+    depth = {"stochastic_depth": 0.5} if encoder == "convnext_tiny" else {}
+    dropping = build_model(configure(encoder=encoder, dropout=0, **depth), 2)
+    steady = build_model(configure(encoder=encoder, dropout=0, stochastic_depth=0), 2)
+    scatter_weights(dropping)
+    assert list_drops(dropping)
+    assert not list_drops(steady)
+    # The same weights in the same order: start_from, checkpoints and bundles do not depend on the knob.
+    assert [variable.path for variable in steady.weights] == [variable.path for variable in dropping.weights]
+    steady.set_weights(dropping.get_weights())
+    np.testing.assert_array_equal(run(steady, images), run(dropping, images))
+    assert not np.array_equal(run_training(dropping, images), run_training(dropping, images))
+    np.testing.assert_array_equal(run_training(steady, images), run_training(steady, images))
+
+
+def test_stochastic_depth_as_keras_has_it() -> None:
+    expected = {
+        layer.name: layer.rate
+        for layer in apps.EfficientNetB0(include_top=False, weights=None).layers
+        if isinstance(layer, layers.Dropout)
+    }
+    for knobs in ({}, {"stochastic_depth": 0.2}):
+        assert list_drops(build_model(configure(encoder="efficientnet_b0", **knobs), 2)) == pytest.approx(expected)
+    halved = list_drops(build_model(configure(encoder="efficientnet_b0", stochastic_depth=0.1), 2))
+    assert halved == pytest.approx({name: rate / 2 for name, rate in expected.items()})
+
+
+def test_stochastic_depth_of_a_convnext_grows_to_the_knob(tmp_path: Path) -> None:
+    assert not list_drops(build_model(configure(encoder="convnext_tiny"), 2))
+    model = build_model(configure(encoder="convnext_tiny", stochastic_depth=0.34), 2)
+    rates = list(list_drops(model).values())
+    assert rates == pytest.approx([0.02 * number for number in range(1, 18)])  # 18 blocks, the first always kept
+    model.save(tmp_path / "model.keras")
+    assert list_drops(load_plainly(tmp_path / "model.keras")) == list_drops(model)
