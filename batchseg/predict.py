@@ -61,8 +61,9 @@ class Predictor:
         self.options = options
         with pause_collector():
             model = bundles.load_model(self.card)
-        self._check_golden(make_forward(model))
-        self._runner = make_runner(model, self.card.geometry.stride, batch_size, options)
+        forward = make_forward(model)
+        self._check_golden(forward)
+        self._runner = make_runner(model, self.card.geometry.stride, batch_size, options, forward)
 
     @property
     def batch_size(self) -> int:
@@ -119,13 +120,16 @@ class Predictor:
             )
 
 
-def make_runner(model: Any, stride: int, batch_size: int, options: InferenceOptions = PLAIN) -> CanvasRunner:
-    """A Keras model of logits -> what runs canvases and tiles through it."""
+def make_runner(
+    model: Any, stride: int, batch_size: int, options: InferenceOptions = PLAIN, forward: Forward | None = None
+) -> CanvasRunner:
+    """A Keras model of logits -> what runs canvases and tiles through it. forward: of make_forward, if it is there."""
     import tensorflow as tf
 
     score = make_score(model, stride, options)
-    forward = make_averaging_forward(score) if options.averages else make_forward(model)
-    return CanvasRunner(forward, score, batch_size, options, (tf.errors.ResourceExhaustedError,))
+    if options.averages:
+        forward = make_averaging_forward(score)
+    return CanvasRunner(forward or make_forward(model), score, batch_size, options, (tf.errors.ResourceExhaustedError,))
 
 
 def make_forward(model: Any) -> Forward:

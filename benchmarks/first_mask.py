@@ -33,6 +33,7 @@ from batchseg import cluster
 from batchseg.options import SegmentOptions
 
 _LOOK_SECONDS = 0.02
+_SETTLE_SECONDS = 5.0  # a Ray that has just started still starts its own processes
 _HEAD = """
 import sys, ray
 from batchseg import cluster
@@ -53,11 +54,11 @@ class Actor:
         """As Ray does, to unpack the actor's class."""
         import batchseg.stream  # noqa: F401
 
-    def load_model(self, bundle: str) -> None:
-        """With one thread of its own, as on a small machine."""
+    def load_model(self, bundle: str, threads: int) -> None:
+        """And checks its golden image."""
         from batchseg.predict import Predictor
 
-        self._predictor: Any = Predictor(bundle, threads=1)
+        self._predictor: Any = Predictor(bundle, threads=threads)
 
     def predict(self, paths: list[str]) -> None:
         """Reads, decodes, and runs the model."""
@@ -71,7 +72,7 @@ def measure(function: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def measure_parts(address: str, paths: list[str], bundle: str) -> dict[str, float]:
+def measure_parts(address: str, paths: list[str], bundle: str, threads: int) -> dict[str, float]:
     """Each part by itself; the actor is of a job of its own, so that its process is new."""
     parts = {"command": measure(lambda: subprocess.run([sys.executable, "-c", _COMMAND], check=True))}
     started = time.perf_counter()
@@ -80,7 +81,7 @@ def measure_parts(address: str, paths: list[str], bundle: str) -> dict[str, floa
         actor = ray.remote(num_cpus=0.9)(Actor).remote()
         parts["process"] = measure(lambda: ray.get(actor.answer.remote()))
         parts["imports"] = measure(lambda: ray.get(actor.load_rooms.remote()))
-        parts["model"] = measure(lambda: ray.get(actor.load_model.remote(bundle)))
+        parts["model"] = measure(lambda: ray.get(actor.load_model.remote(bundle, threads)))
         parts["block"] = measure(lambda: ray.get(actor.predict.remote(paths)))
     return parts
 
@@ -120,10 +121,11 @@ def main() -> None:
     assert head.stdout
     try:
         address = head.stdout.readline().strip()
+        time.sleep(_SETTLE_SECONDS)
         with tempfile.TemporaryDirectory() as folder:
             for number in range(given.rounds):
                 whole = measure_whole(address, str(given.images), bundle, Path(folder, str(number)))
-                rounds.append({"whole": whole, **measure_parts(address, paths, bundle)})
+                rounds.append({"whole": whole, **measure_parts(address, paths, bundle, given.cpus)})
                 print("  ".join(f"{name} {seconds:.1f}" for name, seconds in rounds[-1].items()), flush=True)
     finally:
         head.stdin.close()
