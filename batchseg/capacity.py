@@ -114,7 +114,14 @@ def find_ceiling() -> Nodes | None:
     """
     if page := _read_launcher_page():
         return read_launcher_page(page)
-    return None if "--no-monitor" in os.environ.get(_KUBERAY_VARIABLE, "") else list_nodes()
+    grows = "--no-monitor" in os.environ.get(_KUBERAY_VARIABLE, "") and not _is_own_ray()
+    return None if grows else list_nodes()
+
+
+def _is_own_ray() -> bool:
+    """Whether this process has started the Ray that it uses, perhaps on a machine of a cluster."""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.head)
 
 
 def read_launcher_page(page: dict[str, Any]) -> Nodes | None:
@@ -153,7 +160,9 @@ def _count_absent(page: dict[str, Any]) -> int:
 
 
 def _read_launcher_page() -> dict[str, Any]:
-    """Empty where there is none."""
+    """Empty where there is none, or the Ray in use is not that cluster."""
+    if _is_own_ray():
+        return {}
     page = Path(os.path.expanduser(_LAUNCHER_PAGE))
     found = yaml.safe_load(page.read_text()) if page.exists() else None
     return found if isinstance(found, dict) else {}

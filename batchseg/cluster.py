@@ -24,6 +24,8 @@ from batchseg.outputs import resolve_output as resolve_output
 from batchseg.runtime import QUIET_ENVIRONMENT, silence_stderr
 
 _CONNECT_TIMEOUT_S = 10.0
+_connected_as: list[str] = []
+"""The address of this process's Ray as it was given: localhost, where Ray itself says 10.0.0.1."""
 _NODE_IS_GONE = (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError)
 _WORKER_ENVIRONMENT = {
     **QUIET_ENVIRONMENT,
@@ -67,9 +69,11 @@ def connect(address: str | None = None, cpus: int | None = None) -> Iterator[Non
             ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(f"cannot connect to Ray at {target}: {error}{_hint_at_token()}") from error
+    _connected_as.append(target)
     try:
         yield
     finally:
+        _connected_as.remove(target)
         ray.shutdown()
 
 
@@ -99,7 +103,7 @@ def has_dashboard() -> bool:
 def _check_connected(address: str | None) -> None:
     """Raises UserError when `address` names another cluster than the one this process is connected to."""
     connected = ray.get_runtime_context().gcs_address
-    if address in (None, "auto", "local", connected):
+    if address in (None, "auto", "local", connected, *_connected_as):
         return
     _check_address(str(address))
     raise UserError(
@@ -151,11 +155,11 @@ def _worker_environment(*, is_local: bool) -> dict[str, Any]:
 def check_shared(out: str | None, inputs: Iterable[str] = ()) -> None:
     """On a cluster of several nodes, makes sure that all of them see `out` and the files and folders `inputs`.
 
-    Raises UserError otherwise. What is on s3:// is seen by all.
+    Raises UserError otherwise. What is on s3:// is seen by all; what is not here either is none of this question.
     """
     here = ray.get_runtime_context().get_node_id()
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
-    asked = [path for path in inputs if not storage.is_remote(path)]
+    asked = [path for path in inputs if not storage.is_remote(path) and storage.exists(path)]
     if not others or not (asked or (out and not storage.is_remote(out))):
         return
     with _leave_probe(out) as probes:

@@ -22,7 +22,7 @@ from batchseg.console import Console, TrainProgress, watch_board
 from batchseg.datasets import Dataset
 from batchseg.datasets.sample import load_sample
 from batchseg.datasets.splitting import SPLITS_FOLDER, write_splits
-from batchseg.lease import Lease
+from batchseg.lease import Lease, check_token, wait_until_free
 from batchseg.runtime import load_tensorflow
 from batchseg.train_folder import (
     BUNDLE_FOLDER,
@@ -55,21 +55,23 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
     if finished:
         console.say(f"{config.out} is finished already; more training.epochs would go on")
         return TrainResult(finished.location, finished.scores, was_finished=True)
+    ended = wait_until_free(config.out, say=console.say)
     with cluster.join(address) as is_running:
         if is_running:  # what it can never hold is refused before the data are looked at
             _plan_workers(config)
-        job = open_job(config, console, lambda: storage.join(config.out, "data"))
-        with cluster.connect(address):
-            plan = _plan_workers(config)
-            if absent := describe_absent():
-                console.say(absent)
-            storage.make_folder(config.out)
-            cluster.check_shared(config.out, job.list_files())
-            with Lease.acquire(config.out, say=console.say) as lease:
-                check_out(config)  # another job may have come and gone meanwhile
-                card = _train(job, plan, lease, console)
-                lease.check()
-                storage.write_atomic(storage.join(config.out, SCORES_FILE), json.dumps(card.scores, indent=1))
+    job = open_job(config, console, lambda: storage.join(config.out, "data"))
+    with cluster.connect(address):
+        plan = _plan_workers(config)
+        if absent := describe_absent():
+            console.say(absent)
+        storage.make_folder(config.out)
+        cluster.check_shared(config.out, job.list_files())
+        with Lease.acquire(config.out, say=console.say, ended=ended) as lease:
+            if finished := check_out(config):  # another job has come and gone meanwhile
+                return TrainResult(finished.location, finished.scores, was_finished=True)
+            card = _train(job, plan, lease, console)
+            check_token(config.out, lease.token)
+            storage.write_atomic(storage.join(config.out, SCORES_FILE), json.dumps(card.scores, indent=1))
     return TrainResult(card.location, card.scores, was_finished=False)
 
 
@@ -88,12 +90,12 @@ def _train(job: OpenedJob, plan: sizing.WorkerPlan, lease: Lease, console: Conso
     storage.write_atomic(storage.join(config.out, CONFIG_FILE), page)
     write_splits(job.dataset, storage.join(config.out, SPLITS_FOLDER))
     board = boards.start_board()
-    task = job.make_task(plan.threads, board)
+    task = job.make_task(plan.threads, board, lease.token)
     console.say(f"training {job.describe()}, {plan.describe()} x {plan.cpus:g} CPU {plan.gpus:g} GPU -> {config.out}")
     with boards.unwrap_errors(board):
         with watch_board(board, TrainProgress(console, config.training.epochs, plan.wanted.describe_wait)):
             best = run_training(task, plan)
-        lease.check()
+        check_token(config.out, lease.token)
         with console.status("sealing the bundle"):
             card: BundleCard = ray.get(_seal_in_worker.remote(task, best, _data_facts(job.dataset, job.facts)))
     return card

@@ -39,12 +39,12 @@ class OpenedJob:
     def list_files(self) -> list[str]:
         """Some of what workers read: an image of each split, and the files of the model."""
         model = self.model
-        files = [model.architecture if model.is_given else "", model.start_from or "", model.encoder_weights]
+        files = [model.architecture if model.is_given else model.encoder_weights, model.start_from or ""]
         images = [self.dataset.samples(split)[0].image for split in ("train", "val")]
         return [*images, *(name for name in files if name not in ("", "imagenet", "none"))]
 
-    def make_task(self, threads: int, board: Any) -> TrainTask:
-        """What every worker is told."""
+    def make_task(self, threads: int, board: Any, lease: str | None = None) -> TrainTask:
+        """What every worker is told. lease: the token of the one on out, None where nothing is written."""
         return TrainTask(
             config=self.config.model_copy(update={"model": self.model}),
             classes=self.dataset.classes,
@@ -53,6 +53,7 @@ class OpenedJob:
             class_weights=self.class_weights,
             threads=threads,
             board=board,
+            lease=lease,
             fingerprint=self.dataset.fingerprint(),
         )
 

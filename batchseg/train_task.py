@@ -29,7 +29,10 @@ ARRAYS_FILE = "arrays.npz"
 
 @dataclass(frozen=True)
 class TrainTask:
-    """All that a worker is told. `class_weights` is None where classes weigh the same."""
+    """All that a worker is told. `class_weights` is None where classes weigh the same.
+
+    lease: the token of the one on `out`, which must be ours whenever a checkpoint is written; None where none is.
+    """
 
     config: TrainConfig
     classes: ClassTable
@@ -39,6 +42,7 @@ class TrainTask:
     threads: int
     board: Any
     fingerprint: str
+    lease: str | None = None
 
     @property
     def geometry(self) -> geo.Geometry:

@@ -16,6 +16,7 @@ from batchseg.config import ModelConfig
 from batchseg.errors import ImageError, UserError
 from batchseg.feed import MemoryBudget, SampleCache, Shard, TrainFeed, iterate_val
 from batchseg.journal import Journal
+from batchseg.lease import check_token
 from batchseg.losses import build_losses
 from batchseg.metrics import ConfusionMatrix
 from batchseg.models import build_model, download_weights, load_start
@@ -193,6 +194,8 @@ class Worker:
         if self.shard.rank != 0:
             ray.train.report(metrics)
             return
+        if self.task.lease:  # a driver that is gone, or was away for too long, may have a successor
+            check_token(self.task.config.out, self.task.lease)
         state = {**progress.to_json(), "scores": scores, "fingerprint": self.task.fingerprint}
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(folder, list_variables(self.model, self.optimizer, self.average), state)

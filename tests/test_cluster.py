@@ -49,6 +49,7 @@ ALL_SHAPES = CPU_SHAPES | GPU_SHAPES
 def set_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SetShape:
     """Gives Ray these nodes, and a dead one that must not count."""
     monkeypatch.setenv("HOME", str(tmp_path))  # a cluster of Ray's launcher is known by a file in it
+    monkeypatch.setattr(capacity, "_is_own_ray", lambda: False)
 
     def set_nodes(nodes: Sequence[Node]) -> None:
         resources = [

@@ -90,6 +90,7 @@ def wait_for_masks(out: Path, count: int, process: "subprocess.Popen[str]") -> N
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_at_once(photos: Path, bundle: Path, ray_session: None, tmp_path: Path) -> None:
     """A second job is refused, a worker and then the driver are killed, and the end is that of a quiet run."""
     out = tmp_path / "out"

@@ -57,7 +57,10 @@ def _apply_policy(path: str, model: keras.Model) -> keras.Model:
         keras.saving.save_model(model, folder, zipped=False)
         page = Path(folder, "config.json")
         page.write_text(json.dumps(_change_policies(json.loads(page.read_text()), held, wanted)))
-        return keras.saving.load_model(folder, compile=False, safe_mode=True)
+        try:
+            return keras.saving.load_model(folder, compile=False, safe_mode=True)
+        except Exception as error:  # Keras raises many types, as above
+            raise UserError(f"model.architecture: {path} cannot be built to compute in {wanted}: {error}") from error
 
 
 def _change_policies(part: Any, held: set[str], policy: str) -> Any:
