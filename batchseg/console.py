@@ -82,17 +82,19 @@ class Console:
 
     @contextmanager
     def live(self) -> Iterator[Callable[[str], None]]:
-        """Yields a function that replaces the live line; outside a terminal it prints one line every 15 s."""
+        """Yields a function that replaces the live line; outside a terminal it prints one line every 15 s, and at once
+        one that begins with another word: what is waited for in place of what starts.
+        """
         if self.rich.is_terminal:
             with self.rich.status("starting") as status:
                 yield lambda text: status.update(text)
             return
-        due = 0.0  # the first line at once, whatever was printed before
+        due, kind = 0.0, ""  # the first line at once, whatever was printed before
 
         def print_now_and_then(text: str) -> None:
-            nonlocal due
-            if time.monotonic() >= due:
-                due = time.monotonic() + _PLAIN_LINE_SECONDS
+            nonlocal due, kind
+            if time.monotonic() >= due or kind != text.split()[0]:
+                due, kind = time.monotonic() + _PLAIN_LINE_SECONDS, text.split()[0]
                 self.say(text)
 
         yield print_now_and_then

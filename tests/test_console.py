@@ -91,6 +91,10 @@ def test_live_prints_now_and_then_in_a_log(console: Console, stream: io.StringIO
             for index in range(1000):
                 show(f"{what} {index}")
     assert stream.getvalue() == "listing 0\nsegmented 0\n"
+    with console.live() as show:
+        for line in ("starting the stages", "starting the stages", "waiting for nodes", "waiting for nodes"):
+            show(line)
+    assert stream.getvalue().splitlines()[2:] == ["starting the stages", "waiting for nodes"], "another matter, at once"
 
 
 def make_epoch(epoch: int, miou: float) -> dict[str, Any]:

@@ -22,7 +22,9 @@ def run_demo(out: Path) -> list[str]:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    moving = re.compile("starting the|looked at|segmented 1|scored 1|epoch .*ETA|.* start, or wait for another job")
+    moving = re.compile(
+        r"starting the|looked at|segmented \d|scored \d|epoch \d+/\d+ |.* start, or wait for another job"
+    )
     return [line for line in done.stdout.splitlines() if not moving.match(line)]
 
 
