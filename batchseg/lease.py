@@ -255,7 +255,7 @@ def _place(out: str) -> str:
 def _read(out: str) -> bytes | None:
     try:
         return storage.read_bytes(_place(out))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the second: OUT cannot be, which is said when it is made
         return None
 
 
