@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from s3_proxy import S3Proxy, run_s3_proxy
 from s3_server import S3Server, find_weed, run_s3_server
 
+from batchseg.console import Console
 from batchseg.runtime import QUIET_ENVIRONMENT
 
 os.environ.update(QUIET_ENVIRONMENT)
@@ -85,6 +87,21 @@ def trained_out(tiny_overrides: dict[str, str], ray_session: None, tmp_path_fact
     out = tmp_path_factory.mktemp("runs") / "tiny"
     train_model(load_config(None, {**tiny_overrides, "out": str(out)}))
     return out
+
+
+@pytest.fixture
+def copied_out(trained_out: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be spoilt or gone on with."""
+    return Path(shutil.copytree(trained_out, tmp_path / "out"))
+
+
+@pytest.fixture
+def listening(monkeypatch: pytest.MonkeyPatch) -> "tuple[Console, list[str]]":
+    """A console, and what it says."""
+    said: list[str] = []
+    console = Console.quiet()
+    monkeypatch.setattr(console, "say", said.append)
+    return console, said
 
 
 @pytest.fixture(scope="session")

@@ -143,11 +143,10 @@ def test_a_run_goes_on_with_a_mended_list(
     trained_out: Path,
     tiny_overrides: dict[str, str],
     ray_session: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    copied_out: Path,
+    listening: tuple[Console, list[str]],
 ) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(trained_out, out)
+    out = copied_out
     listed = out / LIST
     if loss == "cut off":
         listed.write_text(listed.read_text()[:40])
@@ -155,9 +154,7 @@ def test_a_run_goes_on_with_a_mended_list(
         shutil.rmtree(
             out / "checkpoints" / json.loads(listed.read_text())["latest_checkpoint_result"]["checkpoint_dir_name"]
         )
-    said: list[str] = []
-    console = Console.quiet()
-    monkeypatch.setattr(console, "say", said.append)
+    console, said = listening
     longer = load_config(None, {**tiny_overrides, "out": str(out), "training.epochs": "3", "cluster.workers": "1"})
     assert check_out(longer) is None
     assert not train_model(longer, console=console).was_finished

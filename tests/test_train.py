@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -54,12 +55,9 @@ def test_a_finished_run_says_so_and_stays(trained_out: Path, tiny_overrides: dic
 
 @pytest.mark.slow
 def test_a_run_killed_before_its_bundle_makes_it(
-    trained_out: Path, tiny_overrides: dict[str, str], ray_session: None, tmp_path: Path
+    trained_out: Path, tiny_overrides: dict[str, str], ray_session: None, copied_out: Path
 ) -> None:
-    import shutil
-
-    out = tmp_path / "out"
-    shutil.copytree(trained_out, out)
+    out = copied_out
     shutil.rmtree(out / "bundle")
     result = train_model(load_config(None, {**tiny_overrides, "out": str(out)}))
     assert not result.was_finished
@@ -67,14 +65,9 @@ def test_a_run_killed_before_its_bundle_makes_it(
     assert read_card(str(out / "bundle")).scores == read_card(str(trained_out / "bundle")).scores
 
 
-def test_an_extended_run_is_not_finished_until_it_is(
-    trained_out: Path, tiny_overrides: dict[str, str], tmp_path: Path
-) -> None:
+def test_an_extended_run_is_not_finished_until_it_is(tiny_overrides: dict[str, str], copied_out: Path) -> None:
     """Killed after the longer config was written: the bundle of the shorter run must not pass for its end."""
-    import shutil
-
-    out = tmp_path / "out"
-    shutil.copytree(trained_out, out)
+    out = copied_out
     longer = load_config(None, {**tiny_overrides, "out": str(out), "training.epochs": "3"})
     (out / "config.yaml").write_text((out / "config.yaml").read_text().replace("epochs: 2", "epochs: 3"))
     (out / "scores.json").unlink()
@@ -82,12 +75,9 @@ def test_an_extended_run_is_not_finished_until_it_is(
 
 
 def test_a_run_is_not_resumed_on_other_data(
-    trained_out: Path, tiny_overrides: dict[str, str], drawn_data: Path, ray_session: None, tmp_path: Path
+    tiny_overrides: dict[str, str], drawn_data: Path, ray_session: None, copied_out: Path
 ) -> None:
-    import shutil
-
-    out = tmp_path / "out"
-    shutil.copytree(trained_out, out)
+    out = copied_out
     page = drawn_data.read_text()
     drawn_data.write_text(page.replace("name: lake", "name: pond"))
     try:
@@ -196,26 +186,20 @@ def test_a_loss_that_is_no_number_names_step_and_files(
 
 @pytest.mark.slow
 def test_a_run_that_came_to_no_number_goes_on_with_a_lower_rate(
-    trained_out: Path,
     tiny_overrides: dict[str, str],
     ray_session: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    copied_out: Path,
+    listening: tuple[Console, list[str]],
 ) -> None:
     """In the third epoch; the first two stay. It goes on in another precision too."""
-    import shutil
-
-    out = tmp_path / "out"
-    shutil.copytree(trained_out, out)
+    out = copied_out
     job = {**tiny_overrides, "out": str(out), "training.epochs": "4", "cluster.workers": "1"}
     kept = (out / "metrics.csv").read_text().splitlines()
     wild = {"training.learning_rate": "1e30", "training.clip_norm": "0"}
     with pytest.raises(UserError, match=r"not a number in epoch 3, step \d+\..* the same out goes on from it"):
         train_model(load_config(None, {**job, **wild}))
     assert (out / "metrics.csv").read_text().splitlines() == kept
-    said: list[str] = []
-    console = Console.quiet()
-    monkeypatch.setattr(console, "say", said.append)
+    console, said = listening
     mended = load_config(None, {**job, "training.learning_rate": "1e-3", "training.precision": "mixed_float16"})
     train_model(mended, console=console)
     assert said[1] == (
