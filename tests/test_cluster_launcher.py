@@ -5,16 +5,16 @@ import importlib
 import json
 import shlex
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
 
+import boto3
 import jsonschema
+import moto
 import pytest
 from cluster_pages import LAUNCHER_PAGES, PROJECT, load, read
 
@@ -37,26 +37,16 @@ def prepare(name: str) -> dict[str, Any]:
     return prepared
 
 
-def forget_aws_code() -> None:
-    for name in [name for name in sys.modules if name.startswith("ray.autoscaler._private.aws")]:
-        del sys.modules[name]
-
-
 @pytest.fixture
-def aws_config(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """Ray's AWS code over a boto3 that is not there: whatever asks AWS for something fails."""
-    monkeypatch.setitem(sys.modules, "boto3", MagicMock(__version__="1.40.0"))
-    for name in ("boto3.exceptions", "boto3.resources.base", "botocore", "botocore.client", "botocore.config"):
-        monkeypatch.setitem(sys.modules, name, MagicMock())
-    forget_aws_code()
+def aws_config(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Ray's AWS code; whatever asks AWS for something fails."""
     config = importlib.import_module("ray.autoscaler._private.aws.config")
 
     def ask_aws(*arguments: Any) -> None:
         raise AssertionError(f"AWS was asked for {arguments[0]}")
 
     monkeypatch.setattr(config, "_resource", ask_aws)
-    yield config
-    forget_aws_code()
+    return config
 
 
 @pytest.mark.parametrize("name", LAUNCHER_PAGES)
@@ -206,14 +196,11 @@ def test_only_ssh_is_open_to_the_outside(aws_config: ModuleType) -> None:
 
 
 def test_ray_makes_the_machines_on_a_make_believe_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bootstrap_aws as a whole, and one machine of each kind; `pip install moto[ec2,iam]` brings the make-believe."""
-    moto = pytest.importorskip("moto", reason="moto[ec2,iam] is absent")
+    """bootstrap_aws as a whole, and one machine of each kind."""
     (tmp_path / ".ssh").mkdir()
     for name, value in {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "HOME": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
-    forget_aws_code()
     with moto.mock_aws():
-        boto3 = importlib.import_module("boto3")
         for profile in ("batchseg-head", "batchseg-worker"):
             boto3.client("iam").create_instance_profile(InstanceProfileName=profile)
         image = boto3.client("ec2", region_name="us-west-2").describe_images()["Images"][0]["ImageId"]
@@ -229,7 +216,6 @@ def test_ray_makes_the_machines_on_a_make_believe_aws(tmp_path: Path, monkeypatc
             assert made.instance_lifecycle == (None if name == "head" else "spot")
         found = provider_code.fillout_available_node_types_resources(page)["available_node_types"]
         assert found["gpu_worker"]["resources"]["accelerator_type:A10G"] == 1
-    forget_aws_code()
 
 
 def test_aws_images_and_profiles_fit_the_machines() -> None:
