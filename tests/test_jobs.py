@@ -1,4 +1,4 @@
-"""On a cluster that runs already: ray job submit with and without a token, resuming, and RAY_ADDRESS."""
+"""On a cluster that runs already: ray job submit with a token, resuming, and RAY_ADDRESS."""
 
 import os
 import re
@@ -20,8 +20,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 PROJECT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-# One cluster with a token does nearly all; the tests that start their own Ray, and one here, need none.
-with_token = pytest.mark.parametrize("head", ["token"], indirect=True, scope="module")
 COPIED = ("batchseg", "jobs", "pyproject.toml")
 
 
@@ -67,15 +65,16 @@ def find_free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    folder = tmp_path_factory.mktemp(f"head-{request.param}")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """It wants a token; the Rays that other tests start do not."""
+    folder = tmp_path_factory.mktemp("head")
     token = folder / "token"
     token.write_text("0123456789abcdef0123456789abcdef")
     home = folder / "home"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": request.param,
+        "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "BATCHSEG_HOME": str(home),
         "RAY_metrics_report_interval_ms": "500",
@@ -154,7 +153,6 @@ def read_images(out: Path, status: str) -> list[str]:
     return sorted(ds.dataset(out / "rows" / f"status={status}").to_table(["image_id"])["image_id"].to_pylist())
 
 
-@with_token
 def test_a_submitted_training_resumes(head: Head, trained: Trained) -> None:
     assert f"out: {trained.out}" in trained.printed
     assert f"bundle: {trained.bundle}" in trained.printed
@@ -168,7 +166,6 @@ def test_a_submitted_training_resumes(head: Head, trained: Trained) -> None:
     assert "epoch   3/3" in printed
 
 
-@with_token
 def test_the_cluster_of_ray_address_segments(head: Head, trained: Trained, tmp_path: Path) -> None:
     segmented = tmp_path / "segmented"
     done = subprocess.run(
@@ -181,7 +178,6 @@ def test_the_cluster_of_ray_address_segments(head: Head, trained: Trained, tmp_p
     assert len(list((segmented / "masks").iterdir())) == len(list(trained.images.iterdir()))
 
 
-@with_token
 def test_a_command_without_the_token_is_told(head: Head, trained: Trained, tmp_path: Path) -> None:
     environment = {name: value for name, value in head.environment.items() if name != "RAY_AUTH_MODE"}
     done = subprocess.run(
@@ -195,14 +191,12 @@ def test_a_command_without_the_token_is_told(head: Head, trained: Trained, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-@with_token
 def test_a_submitted_training_without_arguments_takes_the_drawn_set(head: Head, trained: Trained) -> None:
-    printed = head.submit(trained.project, "batchseg.train", "--training.epochs", "1")
+    printed = head.submit(trained.project, "batchseg.train", "--dry-run")
     assert "no config given: training on the set that batchseg draws itself" in printed
-    assert f"bundle: {head.home / 'runs' / 'drawn' / 'bundle'}" in printed
+    assert f"out: {head.home / 'runs' / 'drawn'}" in printed
 
 
-@with_token
 def test_bad_arguments_fail_the_job_with_their_message(head: Head, trained: Trained) -> None:
     printed = head.submit(trained.project, "batchseg.train", "--training.epoch", "1", code=1)
     assert "training.epoch" in printed
@@ -210,7 +204,6 @@ def test_bad_arguments_fail_the_job_with_their_message(head: Head, trained: Trai
     assert "Traceback" not in printed
 
 
-@with_token
 def test_a_submitted_segment_with_a_failed_image(head: Head, trained: Trained, tmp_path: Path) -> None:
     """The job fails, since not all is well; the log says why, and everything has its row."""
     mixed, out = tmp_path / "mixed", tmp_path / "out"
@@ -224,7 +217,6 @@ def test_a_submitted_segment_with_a_failed_image(head: Head, trained: Trained, t
     assert len(read_images(out, "ok")) == len(list(trained.images.iterdir()))
 
 
-@with_token
 def test_a_stopped_job_is_completed_by_the_same_line(head: Head, trained: Trained, tmp_path: Path) -> None:
     """`ray job stop` while images are being written; nothing of the stopped run is lost or done wrong.
 
@@ -293,7 +285,6 @@ def wait_for_another_job(head: Head, line: Sequence[str], out: Path, log: Path) 
     assert job.wait(timeout=300) == 0, log.read_text()
 
 
-@with_token
 def test_one_actor_on_each_gpu_or_two_that_share_one(
     head: Head, drawn_data: Path, bundle: Path, tmp_path: Path
 ) -> None:
@@ -333,7 +324,6 @@ while sum(node["Alive"] for node in ray.nodes()) < 2:
 """
 
 
-@pytest.mark.parametrize("head", ["token", "disabled"], indirect=True, scope="module")
 def test_what_a_node_does_not_see_is_refused(head: Head, drawn_data: Path, bundle: Path, tmp_path: Path) -> None:
     """The second node has a disk of its own where the output would go, or the images are."""
     hidden = tmp_path / "not shared"
