@@ -45,6 +45,8 @@ class ProgressBoard:
         self._state: dict[str, Any] = {}
         self._begun: dict[str, int] = {}
         self._actors: list[Any] = []
+        self._ranks: set[int] = set()
+        self._starts = 0
 
     def put(self, **values: Any) -> None:
         """Sets values."""
@@ -72,6 +74,16 @@ class ProgressBoard:
         """The handle of an actor that must not outlive the work, and has begun."""
         self._actors.append(actor)
         self.add(begun=1)
+
+    def start_worker(self, rank: int) -> int:
+        """A training worker has begun. Returns which start of the group it belongs to, from 1 on."""
+        if rank in self._ranks:
+            self._ranks.clear()
+        if not self._ranks:
+            self._starts += 1
+        self._ranks.add(rank)
+        self._state["begun"] = len(self._ranks)
+        return self._starts
 
     def list_actors(self) -> list[Any]:
         return self._actors

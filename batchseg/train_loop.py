@@ -25,18 +25,20 @@ def run_worker(loop_config: dict[str, Any]) -> None:
     if "fatal" in ray.get(task.board.read.remote()):
         return
     with report_errors(task.board):
-        ray.get(task.board.add.remote(begun=1))
+        context = ray.train.get_context()
+        shard = Shard(context.get_world_rank(), context.get_world_size())
+        start = ray.get(task.board.start_worker.remote(shard.rank))
         check_out_is_seen(task.config.out)
-        train_epochs(task)
+        train_epochs(task, shard, start)
 
 
-def train_epochs(task: TrainTask) -> None:
-    """From the last checkpoint, if there is one, to the last epoch."""
-    context = ray.train.get_context()
+def train_epochs(task: TrainTask, shard: Shard, start: int) -> None:
+    """From the last checkpoint, if there is one, to the last epoch. start: of this group of workers, from 1 on."""
     checkpoint = ray.train.get_checkpoint()
-    shard = Shard(context.get_world_rank(), context.get_world_size())
     worker = Worker(task, shard, resumes=checkpoint is not None)
     progress = worker.resume(checkpoint)
+    if start > 1:
+        worker.say(f"the workers started again, {shard.world_size} now: going on {progress.describe()}")
     for epoch in range(len(progress.history), task.config.training.epochs):
         if is_stalled(progress.history, task.config.training.stop_after):
             worker.say(f"ended after epoch {epoch}: no better val mIoU in {task.config.training.stop_after} scorings")

@@ -68,6 +68,15 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
+    def describe(self) -> str:
+        """Where a run goes on, for a person."""
+        done = []
+        if self.history:
+            done.append(f"epoch {len(self.history)}")
+        if self.losses:
+            done.append(f"{len(self.losses)} steps of epoch {len(self.history) + 1}")
+        return f"after {' and '.join(done)}" if done else "from the start"
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

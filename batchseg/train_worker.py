@@ -37,6 +37,8 @@ from batchseg.val_sheet import ValPicture, pick_evenly
 
 VAL_BATCH_SIZE = 8
 _VAL_PICTURES = 4
+_STEPS_PER_LOOK = 10
+"""How often the workers ask together whether a node of theirs is to be taken away; clouds say so 30 to 120 s ahead."""
 
 
 class Worker:
@@ -67,6 +69,7 @@ class Worker:
         self._build(spec)
         if spec.start_from and not resumes:
             self._start_from(spec.start_from)
+        self._has_notice = False
         self._progress_due = Throttle(0.5)
         self._journal: Journal | None = None
         self._pictures: list[ValPicture] = []
@@ -138,7 +141,7 @@ class Worker:
             progress.losses.append(loss)
             self._show("train", epoch, number, self.feed.steps_per_epoch, loss=loss)
             is_last = number == self.feed.steps_per_epoch
-            is_kept = is_last or (every > 0 and number % every == 0)
+            is_kept = is_last or (every > 0 and number % every == 0) or self._gets_notice(epoch, number)
             # The gradients of a finite loss need not be. Every worker has the same weights, and finds the same.
             if is_kept and not are_finite(list_variables(self.model, self.optimizer, self.average)):
                 raise UserError(self._describe_nan("a weight or its gradient is", epoch, number - 1))
@@ -146,6 +149,15 @@ class Worker:
                 progress.seconds += time.monotonic() - started
                 self._report(progress, None)
                 started = time.monotonic()
+
+    def _gets_notice(self, epoch: int, step: int) -> bool:
+        """True once, when Ray has been told that a node of these workers is drained; equal on every worker."""
+        if self._has_notice or step % _STEPS_PER_LOOK:
+            return False
+        self._has_notice = ray.train.get_preemption_info() is not None
+        if self._has_notice:
+            self.say(f"a node is to be taken away: checkpoint in epoch {epoch + 1}, after step {step}; it goes on")
+        return self._has_notice
 
     def is_scored(self, epoch: int) -> bool:
         """True for every `val_every`th epoch and the last."""

@@ -1,15 +1,19 @@
 """Training and segmenting over hosts that share nothing but a network and a disk."""
 
 import csv
+import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hosts import BIN, Hosts, find_obstacle, run_hosts, wait_until
 
+from batchseg import storage
 from batchseg.bundle import check_weights, read_card
 from batchseg.digest import digest_output
 from batchseg.verify import verify_output
@@ -29,9 +33,15 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         yield hosts
 
 
-def read_losses(out: Path) -> list[float]:
+def read_epochs(out: Path) -> list[dict[str, str]]:
+    if not (out / "metrics.csv").exists():
+        return []
     with (out / "metrics.csv").open() as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
+
+
+def read_losses(out: Path) -> list[float]:
+    return [float(row["loss"]) for row in read_epochs(out)]
 
 
 def test_two_workers_on_two_hosts_train(
@@ -101,3 +111,39 @@ def test_a_host_goes_while_all_segment(
     assert found.is_clean
     assert found.is_complete
     assert digest_output(str(out)) == digest
+
+
+def test_a_training_keeps_what_it_has_when_aws_gives_notice(
+    hosts: Hosts, tiny_overrides: dict[str, str], tmp_path: Path
+) -> None:
+    """The second of two workers is on a spot machine; the notice says when it goes. The first one goes on alone."""
+    hosts.start_node(2, 1)
+    hosts.wait_for_nodes(2)
+    notice, watching = tmp_path / "notice.json", tmp_path / "spot_notice.log"
+    hosts.start(2, sys.executable, str(Path(__file__).with_name("ec2_metadata.py")), "8000", str(notice), log=watching)
+    url = "http://127.0.0.1:8000/latest"
+    watcher = hosts.start(2, sys.executable, "-m", "batchseg.spot_notice", "--metadata", url, log=watching)
+    out, log = tmp_path / "out", tmp_path / "train.log"
+    options = {
+        **tiny_overrides,
+        "out": str(out),
+        "cluster.workers": "1,2",
+        "cluster.cpus_per_worker": "1",
+        "cluster.max_failures": "0",
+        "training.batch_size": "2",
+        "training.epochs": "20",
+    }
+    flags = [word for key, value in options.items() for word in (f"--{key}", value)]
+    process = hosts.start(1, sys.executable, "-m", "batchseg", "train", *flags, log=log)
+    wait_until(lambda: bool(read_epochs(out)), "an epoch", log)
+    goes = datetime.now(UTC) + timedelta(seconds=20)
+    storage.write_atomic(str(notice), json.dumps({"action": "terminate", "time": f"{goes:%Y-%m-%dT%H:%M:%SZ}"}))
+    assert watcher.wait(timeout=15) == 0, watching.read_text()
+    time.sleep(max(0, (goes - datetime.now(UTC)).total_seconds()))
+    hosts.kill(2)
+    assert process.wait(timeout=300) == 0, log.read_text()
+    printed = log.read_text()
+    assert len(re.findall(r"a node is to be taken away: checkpoint in epoch \d+, after step [12]0;", printed)) == 1
+    assert "the workers started again, 1 now: going on after" in printed
+    assert [int(row["epoch"]) for row in read_epochs(out)] == list(range(1, 21))
+    check_weights(read_card(str(out / "bundle")))

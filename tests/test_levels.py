@@ -20,7 +20,7 @@ ROOMS = {
     "metrics boundary image_scores errors",
     1: "datasets doctor augment feed render console presets listing fetching ledger row_index lease clearing digest "
     "outputs verify row_check regions quality runner options columns isolation sanity rle "
-    "photometric mixing curves val_sheet event_log journal",
+    "photometric mixing curves val_sheet event_log journal spot_notice",
     2: "models losses optimizers",
     3: "runtime bundle predict stages results plan_sample batch_norms train_step train_task train_folder "
     "checkpoint_list export",

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from batchseg.board import ProgressBoard
 from batchseg.bundle import read_card
 from batchseg.config import AugmentConfig
 from batchseg.datasets import open_dataset
@@ -33,6 +34,27 @@ def test_an_epoch_goes_on_from_a_step(drawn_data: Path) -> None:
 def test_progress_survives_json() -> None:
     progress = Progress([{"epoch": 1, "val_miou": None}], [0.5, 0.25], 3.5)
     assert Progress.from_json(json.loads(json.dumps({**progress.to_json(), "scores": None}))) == progress
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "said"),
+    [
+        (0, 0, "from the start"),
+        (0, 2, "after 2 steps of epoch 1"),
+        (3, 0, "after epoch 3"),
+        (3, 2, "after epoch 3 and 2 steps of epoch 4"),
+    ],
+)
+def test_progress_is_said(epochs: int, steps: int, said: str) -> None:
+    assert Progress([{}] * epochs, [0.5] * steps).describe() == said
+
+
+def test_workers_that_start_again_are_counted_anew() -> None:
+    board = ProgressBoard()
+    assert [board.start_worker(rank) for rank in (1, 0, 2)] == [1, 1, 1]
+    assert board.read()["begun"] == 3
+    assert [board.start_worker(rank) for rank in (1, 0)] == [2, 2]
+    assert board.read()["begun"] == 2
 
 
 @pytest.mark.parametrize(
