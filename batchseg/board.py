@@ -45,7 +45,6 @@ class ProgressBoard:
         self._state: dict[str, Any] = {}
         self._begun: dict[str, int] = {}
         self._actors: list[Any] = []
-        self._ranks: set[int] = set()
         self._starts = 0
 
     def put(self, **values: Any) -> None:
@@ -75,14 +74,10 @@ class ProgressBoard:
         self._actors.append(actor)
         self.add(begun=1)
 
-    def start_worker(self, rank: int) -> int:
-        """A training worker has begun. Returns which start of the group it belongs to, from 1 on."""
-        if rank in self._ranks:
-            self._ranks.clear()
-        if not self._ranks:
-            self._starts += 1
-        self._ranks.add(rank)
-        self._state["begun"] = len(self._ranks)
+    def start_group(self, size: int) -> int:
+        """So many training workers have begun together. Returns how often workers have, from 1 on."""
+        self._starts += 1
+        self._state["begun"] = size
         return self._starts
 
     def list_actors(self) -> list[Any]:

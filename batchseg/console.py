@@ -134,13 +134,13 @@ class TrainProgress:
             self._note = state["note"]
             self._console.say(self._note)
         self._say_finished(state)
-        wait = None
-        if self._standstill.lasts_s([state.get(key) for key in ("epoch", "phase", "step")]) > _STALL_SECONDS or (
-            "steps" not in state
-        ):
+        still_s, wait = self._standstill.lasts_s([state.get(key) for key in ("epoch", "phase", "step")]), None
+        if still_s > _STALL_SECONDS or "steps" not in state:
             wait = self._describe_wait(time.monotonic() - self._began, state.get("begun", 0))
         if "steps" not in state:
             return show(wait or "starting the workers")
+        if still_s > _STALL_SECONDS:
+            wait = wait or f"no step for {format_duration(still_s)}; workers that are lost are replaced"
         done = state["epoch"] - 1 + (state["step"] / state["steps"] if state["phase"] == "train" else 1)
         line = f"epoch {state['epoch']}/{self._epochs} {state['phase']} {state['step']}/{state['steps']}"
         if "loss" in state:
@@ -199,11 +199,13 @@ class CountProgress:
         """state: what ProgressBoard.read returns."""
         failed = state.get("failed", 0)
         done = min(self._total, state.get("ok", 0) + failed)  # a task that is run again counts again
-        wait = None
-        if self._standstill.lasts_s(done) > _STALL_SECONDS or not done:
+        still_s, wait = self._standstill.lasts_s(done), None
+        if still_s > _STALL_SECONDS or not done:
             wait = self._describe_wait(time.monotonic() - self._began, state.get("begun", 0))
         if not done:
             return show(wait or "starting the stages")
+        if still_s > _STALL_SECONDS:
+            wait = wait or f"no image for {format_duration(still_s)}; what is lost is done again"
         now = time.monotonic()
         if self._started is None:
             self._started, self._first = now, done

@@ -15,12 +15,17 @@ import time
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
+from http.client import HTTPException
 
 import click
 
 METADATA_URL = "http://169.254.169.254/latest"
 _LOOK_SECONDS = 5.0
 _TIMEOUT_S = 2.0
+_DRAIN_TIMEOUT_S = 60.0
+_EARLIER_S = 15
+"""Ray is told an earlier deadline: it counts from when the command has reached it, and takes a node for drained, not
+for failed, if it dies after the deadline (2.60)."""
 
 
 def read_deadline(metadata_url: str = METADATA_URL) -> datetime | None:
@@ -32,16 +37,18 @@ def read_deadline(metadata_url: str = METADATA_URL) -> datetime | None:
         if error.code == 404:
             return None
         raise
-    return datetime.fromisoformat(json.loads(notice)["time"])
+    return datetime.fromisoformat(json.loads(notice)["time"]).astimezone(UTC)
 
 
 def drain_node(deadline: datetime) -> int:
     """Tells the Ray node of this machine. Returns the exit code of `ray drain-node`."""
-    remaining_s = max(1, int((deadline - datetime.now(UTC)).total_seconds()))
+    remaining_s = max(1, int((deadline - datetime.now(UTC)).total_seconds()) - _EARLIER_S)
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     message = f"AWS takes this spot machine away at {deadline:%H:%M:%S} UTC"
     return subprocess.run(
-        [*command, "--reason-message", message, "--deadline-remaining-seconds", str(remaining_s)], check=False
+        [*command, "--reason-message", message, "--deadline-remaining-seconds", str(remaining_s)],
+        timeout=_DRAIN_TIMEOUT_S,
+        check=False,
     ).returncode
 
 
@@ -65,10 +72,10 @@ def main(metadata: str) -> None:
                 if drain_node(deadline) == 0:
                     return
             fault = None
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, HTTPException, ValueError, TypeError, KeyError, subprocess.TimeoutExpired) as error:
             if str(error) != fault:  # once, not every five seconds
                 fault = str(error)
-                click.echo(f"{metadata} gives no answer that can be read ({fault}); looking again")
+                click.echo(f"no notice that can be read or passed on ({fault}); looking again")
         time.sleep(_LOOK_SECONDS)
 
 

@@ -27,18 +27,18 @@ def run_worker(loop_config: dict[str, Any]) -> None:
     with report_errors(task.board):
         context = ray.train.get_context()
         shard = Shard(context.get_world_rank(), context.get_world_size())
-        start = ray.get(task.board.start_worker.remote(shard.rank))
+        starts = ray.get(task.board.start_group.remote(shard.world_size)) if shard.rank == 0 else 1
         check_out_is_seen(task.config.out)
-        train_epochs(task, shard, start)
+        train_epochs(task, shard, starts)
 
 
-def train_epochs(task: TrainTask, shard: Shard, start: int) -> None:
-    """From the last checkpoint, if there is one, to the last epoch. start: of this group of workers, from 1 on."""
+def train_epochs(task: TrainTask, shard: Shard, starts: int) -> None:
+    """From the last checkpoint, if there is one, to the last epoch. starts: how often workers have begun."""
     checkpoint = ray.train.get_checkpoint()
     worker = Worker(task, shard, resumes=checkpoint is not None)
     progress = worker.resume(checkpoint)
-    if start > 1:
-        worker.say(f"the workers started again, {shard.world_size} now: going on {progress.describe()}")
+    if starts > 1:
+        worker.say(f"workers have started again, {shard.world_size} now (start {starts}): {progress.describe()}")
     for epoch in range(len(progress.history), task.config.training.epochs):
         if is_stalled(progress.history, task.config.training.stop_after):
             worker.say(f"ended after epoch {epoch}: no better val mIoU in {task.config.training.stop_after} scorings")

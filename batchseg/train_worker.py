@@ -141,22 +141,24 @@ class Worker:
             progress.losses.append(loss)
             self._show("train", epoch, number, self.feed.steps_per_epoch, loss=loss)
             is_last = number == self.feed.steps_per_epoch
-            is_kept = is_last or (every > 0 and number % every == 0) or self._gets_notice(epoch, number)
+            is_noticed = self._gets_notice(number)
+            is_kept = is_noticed or (every > 0 and number % every == 0 and not is_last)
             # The gradients of a finite loss need not be. Every worker has the same weights, and finds the same.
-            if is_kept and not are_finite(list_variables(self.model, self.optimizer, self.average)):
+            if (is_kept or is_last) and not are_finite(list_variables(self.model, self.optimizer, self.average)):
                 raise UserError(self._describe_nan("a weight or its gradient is", epoch, number - 1))
-            if is_kept and not is_last:
+            if is_kept:
                 progress.seconds += time.monotonic() - started
                 self._report(progress, None)
                 started = time.monotonic()
+            if is_noticed:
+                self.say(f"a node is to be taken away: a checkpoint is made, {progress.describe()}; training goes on")
 
-    def _gets_notice(self, epoch: int, step: int) -> bool:
+    def _gets_notice(self, step: int) -> bool:
         """True once, when Ray has been told that a node of these workers is drained; equal on every worker."""
-        if self._has_notice or step % _STEPS_PER_LOOK:
+        is_looked_for = step % _STEPS_PER_LOOK == 0 or step == self.feed.steps_per_epoch
+        if self._has_notice or not is_looked_for:
             return False
         self._has_notice = ray.train.get_preemption_info() is not None
-        if self._has_notice:
-            self.say(f"a node is to be taken away: checkpoint in epoch {epoch + 1}, after step {step}; it goes on")
         return self._has_notice
 
     def is_scored(self, epoch: int) -> bool:

@@ -74,9 +74,8 @@ class Hosts:
 
     address = f"{NETWORK}.1:{PORT}"
 
-    def __init__(self, box: int, environment: dict[str, str], folder: Path):
-        """box: process whose namespaces they live in. folder: takes the logs of their nodes."""
-        self._box, self._environment, self._folder = box, environment, folder
+    def __init__(self, box: int, environment: dict[str, str]):
+        self._box, self._environment = box, environment
 
     def start(self, host: int, *command: str, log: Path) -> "subprocess.Popen[bytes]":
         """A command on one host, in the background."""
@@ -90,18 +89,6 @@ class Hosts:
     def run(self, host: int, *command: str, log: Path, timeout_s: float = 300) -> int:
         """Its exit code."""
         return self.start(host, *command, log=log).wait(timeout=timeout_s)
-
-    def start_node(self, host: int, cpus: int, head_flags: Sequence[str] = ()) -> None:
-        """Ray on a host that has none (any more)."""
-        role = ["--head", f"--port={PORT}", *head_flags] if host == 1 else [f"--address={self.address}"]
-        flags = ["--block", "--disable-usage-stats", "--object-store-memory=200000000", f"--num-cpus={cpus}"]
-        self.start(host, str(BIN / "ray"), "start", *flags, *role, log=self._folder / f"host{host}.log")
-
-    def wait_for_nodes(self, count: int) -> None:
-        """Until that many are up."""
-        log = self._folder / "wait.log"
-        code = self.run(1, sys.executable, "-c", _WAIT_FOR_NODES, self.address, str(count), log=log)
-        assert code == 0, log.read_text()
 
     def kill(self, host: int) -> None:
         """All processes of the host die at once; its network stays and says that nobody is there, as of a machine that
@@ -135,16 +122,26 @@ def run_hosts(
         assert box.stderr
         assert box.stdout.readline() == "built\n", box.stderr.read()
         child = int(Path(f"/proc/{box.pid}/task/{box.pid}/children").read_text().split()[0])
-        hosts = Hosts(child, environment, folder)
+        hosts = Hosts(child, environment)
+        ray = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", "--object-store-memory=200000000"]
+        nodes = []
         for host, count in enumerate(cpus, 1):
-            hosts.start_node(host, count, head_flags)
+            role = ["--head", f"--port={PORT}", *head_flags] if host == 1 else [f"--address={Hosts.address}"]
+            nodes.append(hosts.start(host, *ray, *role, f"--num-cpus={count}", log=folder / f"host{host}.log"))
             if host == 1:
-                hosts.wait_for_nodes(1)
-        hosts.wait_for_nodes(len(cpus))
+                _wait(hosts, 1, folder)
+        _wait(hosts, len(cpus), folder)
         yield hosts
     finally:
         box.kill()
         box.wait()
+
+
+def _wait(hosts: Hosts, nodes: int, folder: Path) -> None:
+    """Until that many nodes are up."""
+    log = folder / "wait.log"
+    code = hosts.run(1, sys.executable, "-c", _WAIT_FOR_NODES, hosts.address, str(nodes), log=log)
+    assert code == 0, log.read_text()
 
 
 def wait_until(is_so: Callable[[], bool], what: str, log: Path, timeout_s: float = 120) -> None:

@@ -168,7 +168,7 @@ def test_what_is_waited_for_is_said_again_when_nothing_moves(console: Console, m
 
     def describe_wait(waited_s: float, begun: int) -> str | None:
         asked.append((waited_s, begun))
-        return "waiting for nodes"
+        return "waiting for nodes" if waited_s < 60 else None
 
     segmenting = CountProgress(console, 100, "segmented", describe_wait)
     training = TrainProgress(console, 2, describe_wait)
@@ -184,8 +184,16 @@ def test_what_is_waited_for_is_said_again_when_nothing_moves(console: Console, m
         "epoch 1/2 train 3/8; waiting for nodes",
     ]
     assert asked == [(30, 1), (30, 2)]
+    now[0] = 165.0
+    segmenting.update({"ok": 10, "begun": 1}, shown.append)
+    training.update(step, shown.append)
+    assert shown[-2:] == [
+        "segmented 10/100; no image for 1m05s; what is lost is done again",
+        "epoch 1/2 train 3/8; no step for 1m05s; workers that are lost are replaced",
+    ]
     segmenting.update({"ok": 12, "begun": 1}, shown.append)
     assert "waiting" not in shown[-1]
+    assert "lost" not in shown[-1]
 
 
 def test_logs_go_to_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from hosts import BIN, Hosts, find_obstacle, run_hosts, wait_until
 from batchseg import storage
 from batchseg.bundle import check_weights, read_card
 from batchseg.digest import digest_output
+from batchseg.train_task import STATE_FILE
 from batchseg.verify import verify_output
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -113,16 +113,17 @@ def test_a_host_goes_while_all_segment(
     assert digest_output(str(out)) == digest
 
 
+def find_unfinished(out: Path) -> list[int]:
+    """Steps that checkpoints hold of an epoch that has not ended."""
+    states = [json.loads(path.read_text()) for path in (out / "checkpoints").glob(f"*/{STATE_FILE}")]
+    return [len(state["losses"]) for state in states if state["losses"]]
+
+
 def test_a_training_keeps_what_it_has_when_aws_gives_notice(
-    hosts: Hosts, tiny_overrides: dict[str, str], tmp_path: Path
+    tiny_overrides: dict[str, str], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     """The second of two workers is on a spot machine; the notice says when it goes. The first one goes on alone."""
-    hosts.start_node(2, 1)
-    hosts.wait_for_nodes(2)
     notice, watching = tmp_path / "notice.json", tmp_path / "spot_notice.log"
-    hosts.start(2, sys.executable, str(Path(__file__).with_name("ec2_metadata.py")), "8000", str(notice), log=watching)
-    url = "http://127.0.0.1:8000/latest"
-    watcher = hosts.start(2, sys.executable, "-m", "batchseg.spot_notice", "--metadata", url, log=watching)
     out, log = tmp_path / "out", tmp_path / "train.log"
     options = {
         **tiny_overrides,
@@ -131,19 +132,25 @@ def test_a_training_keeps_what_it_has_when_aws_gives_notice(
         "cluster.cpus_per_worker": "1",
         "cluster.max_failures": "0",
         "training.batch_size": "2",
-        "training.epochs": "20",
+        "training.epochs": "30",
     }
-    flags = [word for key, value in options.items() for word in (f"--{key}", value)]
-    process = hosts.start(1, sys.executable, "-m", "batchseg", "train", *flags, log=log)
-    wait_until(lambda: bool(read_epochs(out)), "an epoch", log)
-    goes = datetime.now(UTC) + timedelta(seconds=20)
-    storage.write_atomic(str(notice), json.dumps({"action": "terminate", "time": f"{goes:%Y-%m-%dT%H:%M:%SZ}"}))
-    assert watcher.wait(timeout=15) == 0, watching.read_text()
-    time.sleep(max(0, (goes - datetime.now(UTC)).total_seconds()))
-    hosts.kill(2)
-    assert process.wait(timeout=300) == 0, log.read_text()
+    with run_hosts(tmp_path_factory.mktemp("spot"), [1, 1]) as hosts:
+        server = str(Path(__file__).with_name("ec2_metadata.py"))
+        hosts.start(2, sys.executable, server, "8000", str(notice), log=watching)
+        watch = ["env", "-u", "RAY_ADDRESS", sys.executable, "-m", "batchseg.spot_notice"]
+        watcher = hosts.start(2, *watch, "--metadata", "http://127.0.0.1:8000/latest", log=watching)
+        flags = [word for key, value in options.items() for word in (f"--{key}", value)]
+        process = hosts.start(1, sys.executable, "-m", "batchseg", "train", *flags, log=log)
+        wait_until(lambda: bool(read_epochs(out)), "an epoch", log)
+        goes = datetime.now(UTC) + timedelta(seconds=40)
+        storage.write_atomic(str(notice), json.dumps({"action": "terminate", "time": f"{goes:%Y-%m-%dT%H:%M:%SZ}"}))
+        wait_until(lambda: bool(find_unfinished(out)), "a checkpoint within an epoch", log)
+        assert watcher.wait(timeout=30) == 0, watching.read_text()
+        time.sleep(max(0, (goes - datetime.now(UTC)).total_seconds()))
+        hosts.kill(2)
+        assert process.wait(timeout=300) == 0, log.read_text()
     printed = log.read_text()
-    assert len(re.findall(r"a node is to be taken away: checkpoint in epoch \d+, after step [12]0;", printed)) == 1
-    assert "the workers started again, 1 now: going on after" in printed
-    assert [int(row["epoch"]) for row in read_epochs(out)] == list(range(1, 21))
+    assert printed.count("a node is to be taken away: a checkpoint is made, after ") == 1
+    assert "workers have started again, 1 now (start 2): after epoch" in printed
+    assert [int(row["epoch"]) for row in read_epochs(out)] == list(range(1, 31))
     check_weights(read_card(str(out / "bundle")))

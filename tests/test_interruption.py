@@ -73,7 +73,7 @@ def test_a_killed_worker_is_replaced(tiny_overrides: dict[str, str], tmp_path: P
     os.kill(workers[1], signal.SIGKILL)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
-    assert len(re.findall(r"the workers started again, 2 now: going on after epoch [123]\n", printed)) == 1
+    assert len(re.findall(r"workers have started again, 2 now \(start 2\): after epoch [123]\n", printed)) == 1
     assert_whole(out)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batchseg.board import ProgressBoard
 from batchseg.bundle import read_card
 from batchseg.config import AugmentConfig
 from batchseg.datasets import open_dataset
@@ -47,14 +46,6 @@ def test_progress_survives_json() -> None:
 )
 def test_progress_is_said(epochs: int, steps: int, said: str) -> None:
     assert Progress([{}] * epochs, [0.5] * steps).describe() == said
-
-
-def test_workers_that_start_again_are_counted_anew() -> None:
-    board = ProgressBoard()
-    assert [board.start_worker(rank) for rank in (1, 0, 2)] == [1, 1, 1]
-    assert board.read()["begun"] == 3
-    assert [board.start_worker(rank) for rank in (1, 0)] == [2, 2]
-    assert board.read()["begun"] == 2
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray.train
 
 from batchseg.config import load_config
 from batchseg.datasets import open_dataset
@@ -52,6 +53,25 @@ def test_what_is_no_number_is_never_checkpointed(
     assert named is not None
     batch = worker.feed.batch_indices(1, 3)
     assert named[1].split(", ") == [worker.task.train[index].name for index in batch]
+
+
+@pytest.mark.parametrize(("looks", "kept"), [(1, [10]), (2, [20]), (3, [24]), (9, [])])
+def test_a_notice_makes_one_checkpoint(
+    tiny_overrides: dict[str, str], monkeypatch: pytest.MonkeyPatch, looks: int, kept: list[int]
+) -> None:
+    """looks: how many it takes to find the notice; they are after steps 10, 20 and the last of 24."""
+    worker = make_worker(tiny_overrides, batch_size="2")
+    reported: list[int] = []
+    answers = iter([None] * (looks - 1) + ["a notice"])
+    monkeypatch.setattr(worker, "_report", lambda progress, scores: reported.append(len(progress.losses)))
+    monkeypatch.setattr(worker, "say", lambda text: None)
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(answers))
+    worker.step = lambda images, masks: SimpleNamespace(numpy=lambda: 0.5)
+    progress = Progress([])
+    worker.train_epoch(0, progress)
+    assert (reported, len(progress.losses)) == (kept, 24)
+    worker.train_epoch(0, progress)
+    assert len(progress.losses) == 24, "a whole epoch has no steps left"
 
 
 @pytest.mark.parametrize(
