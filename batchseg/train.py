@@ -1,6 +1,7 @@
 """Training from config to bundle: data set -> Ray Train -> best checkpoint -> sealed bundle."""
 
 import json
+import os
 import signal
 import threading
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ from batchseg.train_opening import OpenedJob, open_job
 from batchseg.train_task import TrainTask, read_checkpoint
 
 _GOLDEN_SIDE = 192
+_ELASTIC_START_TIMEOUT_S = "15"
+"""For the resources of a group that may be smaller, which are there, or belong to a node that is lost and that Ray has
+not missed yet: then it asks for fewer, by itself after 60 s."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,10 @@ def run_training(task: TrainTask, plan: sizing.WorkerPlan) -> ray.train.Checkpoi
     load_tensorflow()  # Ray's trainer and the loop import it: late and quietly
     from batchseg.train_loop import run_worker
 
+    if plan.min_workers is not None:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _ELASTIC_START_TIMEOUT_S)
     filesystem, path = storage.filesystem_of(task.config.out)
-    trainer = _find_trainer()(
+    trainer = find_trainer()(
         run_worker,
         train_loop_config={"task": task},
         scaling_config=ScalingConfig(
@@ -135,7 +141,7 @@ def run_training(task: TrainTask, plan: sizing.WorkerPlan) -> ray.train.Checkpoi
     return max(checkpoints, key=lambda pair: pair[1]["val_miou"])[0]
 
 
-def _find_trainer() -> Any:
+def find_trainer() -> Any:
     """Ray's trainer; on a Ray without dashboard, as our own is, without the actor that removes what a dead one leaves.
 
     That actor asks the dashboard every second whether the trainer lives. Where there is none each question takes ten

@@ -19,6 +19,7 @@ from batchseg.errors import UserError
 from batchseg.losses import build_losses
 from batchseg.optimizers import WeightAverage, build_optimizer
 from batchseg.runtime import load_tensorflow
+from batchseg.train import find_trainer
 from batchseg.train_step import StepOptions, make_step
 from batchseg.train_task import TrainTask
 
@@ -128,14 +129,13 @@ def record_losses(loop_config: dict[str, Any]) -> None:
 
 def run_steps(config: TrainConfig, steps: int, workers: int, storage_path: Path) -> list[float]:
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.tensorflow import TensorflowTrainer
 
     dataset = open_dataset(config.data)
     board = boards.start_board()
     task = TrainTask(
         config, dataset.classes, dataset.samples("train"), dataset.samples("val"), None, 1, board, dataset.fingerprint()
     )
-    TensorflowTrainer(
+    find_trainer()(
         record_losses,
         train_loop_config={"task": task, "steps": steps},
         scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.6}),
