@@ -22,8 +22,8 @@ import click
 METADATA_URL = "http://169.254.169.254/latest"
 _LOOK_SECONDS = 5.0
 _TIMEOUT_S = 2.0
-_DRAIN_TIMEOUT_S = 60.0
-_EARLIER_S = 15
+_DRAIN_TIMEOUT_S = 25.0
+_EARLIER_S = 30
 """Ray is told an earlier deadline: it counts from when the command has reached it, and takes a node for drained, not
 for failed, if it dies after the deadline (2.60)."""
 

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +37,7 @@ from batchseg.train_opening import OpenedJob, open_job
 from batchseg.train_task import TrainTask, read_checkpoint
 
 _GOLDEN_SIDE = 192
-_ELASTIC_START_TIMEOUT_S = "15"
-"""For the resources of a group that may be smaller, which are there, or belong to a node that is lost and that Ray has
-not missed yet: then it asks for fewer, by itself after 60 s."""
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,6 @@ def run_training(task: TrainTask, plan: sizing.WorkerPlan) -> ray.train.Checkpoi
     load_tensorflow()  # Ray's trainer and the loop import it: late and quietly
     from batchseg.train_loop import run_worker
 
-    if plan.min_workers is not None:
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _ELASTIC_START_TIMEOUT_S)
     filesystem, path = storage.filesystem_of(task.config.out)
     trainer = find_trainer()(
         run_worker,
@@ -133,7 +131,8 @@ def run_training(task: TrainTask, plan: sizing.WorkerPlan) -> ray.train.Checkpoi
             ),
         ),
     )
-    result = _fit_interruptibly(trainer)
+    with _ask_again_sooner() if plan.min_workers is not None else nullcontext():
+        result = _fit_interruptibly(trainer)
     boards.raise_reported(task.board)
     checkpoints = result.best_checkpoints or []
     if not checkpoints:
@@ -158,6 +157,22 @@ def find_trainer() -> Any:
             return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
 
     return Trainer
+
+
+@contextmanager
+def _ask_again_sooner() -> Iterator[None]:
+    """For a group that may be smaller: how long Ray waits for what it needs before it looks what there is by then.
+
+    A node that is lost counts as there until Ray misses it, and with 60 s, its own figure, a minute was lost with it.
+    """
+    if _START_TIMEOUT in os.environ:  # the user's choice
+        yield
+        return
+    os.environ[_START_TIMEOUT] = "15"
+    try:
+        yield
+    finally:
+        del os.environ[_START_TIMEOUT]
 
 
 def _fit_interruptibly(trainer: Any) -> Any:

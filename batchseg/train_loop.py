@@ -43,7 +43,6 @@ def train_epochs(task: TrainTask, shard: Shard, starts: int) -> None:
         if is_stalled(progress.history, task.config.training.stop_after):
             worker.say(f"ended after epoch {epoch}: no better val mIoU in {task.config.training.stop_after} scorings")
             return
-        started = time.monotonic()
         worker.train_epoch(epoch, progress)
         trained = time.monotonic()
         confusion = worker.score_val(epoch) if worker.is_scored(epoch) else None
@@ -52,7 +51,7 @@ def train_epochs(task: TrainTask, shard: Shard, starts: int) -> None:
             "loss": float(np.mean(progress.losses)),
             **describe_val(confusion, task.classes.names),
             "learning_rate": worker.learning_rate,
-            "train_seconds": round(progress.seconds + trained - started, 2),
+            "train_seconds": round(progress.seconds, 2),
             "val_seconds": round(time.monotonic() - trained, 2),
         }
         progress = Progress([*progress.history, row])

@@ -128,7 +128,7 @@ class Worker:
         return float(self.optimizer.learning_rate.numpy())
 
     def train_epoch(self, epoch: int, progress: Progress) -> None:
-        """Runs the steps of an epoch that `progress` does not have yet, and adds their losses to it.
+        """Runs the steps of an epoch that `progress` does not have yet, and adds their losses and seconds to it.
 
         Raises UserError when a loss is not finite, or what would go into a checkpoint.
         """
@@ -152,6 +152,7 @@ class Worker:
                 started = time.monotonic()
             if is_noticed:
                 self.say(f"a node is to be taken away: a checkpoint is made, {progress.describe()}; training goes on")
+        progress.seconds += time.monotonic() - started
 
     def _gets_notice(self, step: int) -> bool:
         """True once, when Ray has been told that a node of these workers is drained; equal on every worker."""

@@ -1,15 +1,15 @@
 """Does a training end with its bundle, each epoch counted once, whatever is killed?
 
-    python benchmarks/train_chaos.py [--runs 10] [--epochs 6] [--folder DIR]
+    python benchmarks/train_chaos.py [--runs 10] [--epochs 6] [--seeds 3] [--folder DIR]
 
-Trains the drawn set undisturbed with three seeds, each on two workers and on one, which shows the noise; then in turn:
+Trains the drawn set undisturbed with some seeds, each on two workers and on one, which shows the noise; then in turn:
   worker  a training worker is killed with SIGKILL; Ray Train starts the group again
   driver  the command is killed with SIGKILL, and started again
   resize  on a cluster of two nodes, one worker each, a node vanishes: the group goes on with one worker
 at a random moment between the start of the workers and most of the time that an undisturbed run takes. Each run must
 have been hit while it ran, end with exit code 0 and a sealed bundle, and hold every epoch once in its metrics.csv; its
-best val mIoU may differ from that of the undisturbed run with its seed (for `resize`: from the nearer one of those on
-two workers and on one) by no more than those with the same number of workers differ. Exits with 1 otherwise.
+best val mIoU is that of the undisturbed run with its seed, up to rounding. After `resize` it may differ from the nearer
+one of those on two workers and on one, by no more than seeds differ. Exits with 1 otherwise.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from batchseg.presets import DRAWN_SET
 
 JOB = {**DRAWN_SET, "input.size": "96,128", "training.batch_size": "8", "cluster.max_failures": "10"}
 MODES = ("worker", "driver", "resize")
-_SEEDS = 3
+_ROUNDING = 1e-3
 _LATEST = 0.7
 """Of the time that an undisturbed run takes from the start of its workers: what comes later may come too late."""
 
@@ -133,7 +133,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3, help="of the undisturbed runs")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--folder", type=Path, default=None)
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="train-chaos-"))
@@ -143,7 +144,7 @@ def main() -> None:
     epochs = {"training.epochs": str(arguments.epochs)}
     scores: dict[tuple[int, str], float] = {}
     seconds = []
-    for workers, seed in product("21", range(_SEEDS)):
+    for workers, seed in product("21", range(arguments.seeds)):
         changes = {"training.seed": str(seed), "cluster.workers": workers}
         run = Run(folder / f"quiet-{workers}-{seed}", data, {**epochs, **changes})
         process = run.start()
@@ -163,13 +164,14 @@ def main() -> None:
     ways = {"worker": kill_worker, "driver": kill_driver, "resize": shrink}
     is_right = True
     for number in range(arguments.runs):
-        mode, seed = MODES[number % len(MODES)], (number + number // len(MODES)) % _SEEDS
+        mode, seed = MODES[number % len(MODES)], (number + number // len(MODES)) % arguments.seeds
         changes = {"cluster.workers": "1,2" if mode == "resize" else "2", "training.seed": str(seed)}
         run = Run(folder / f"{mode}-{number}", data, {**epochs, **changes})
         delay_s = chance.uniform(0, _LATEST * min(seconds))
         was_hit, code = ways[mode](run, delay_s, chance)
         expected = [scores[seed, workers] for workers in ("21" if mode == "resize" else "2")]
-        is_right &= check(run, was_hit, code, arguments.epochs, expected, max(spreads.values()))
+        spread = max(spreads.values()) if mode == "resize" else _ROUNDING
+        is_right &= check(run, was_hit, code, arguments.epochs, expected, spread)
     sys.exit(not is_right)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,12 +24,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 IMAGES = 900
 
 
+def skip_without_hosts() -> None:
+    if obstacle := find_obstacle():
+        pytest.skip(f"no hosts of our own: {obstacle}")
+
+
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     """Three of one CPU each."""
-    obstacle = find_obstacle()
-    if obstacle:
-        pytest.skip(f"no hosts of our own: {obstacle}")
+    skip_without_hosts()
     with run_hosts(tmp_path_factory.mktemp("hosts"), [1, 1, 1]) as hosts:
         yield hosts
 
@@ -115,14 +119,18 @@ def test_a_host_goes_while_all_segment(
 
 def find_unfinished(out: Path) -> list[int]:
     """Steps that checkpoints hold of an epoch that has not ended."""
-    states = [json.loads(path.read_text()) for path in (out / "checkpoints").glob(f"*/{STATE_FILE}")]
-    return [len(state["losses"]) for state in states if state["losses"]]
+    found = []
+    for path in (out / "checkpoints").glob(f"*/{STATE_FILE}"):
+        with suppress(OSError, ValueError):  # being written, or deleted
+            found.append(len(json.loads(path.read_text())["losses"]))
+    return [steps for steps in found if steps]
 
 
 def test_a_training_keeps_what_it_has_when_aws_gives_notice(
     tiny_overrides: dict[str, str], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     """The second of two workers is on a spot machine; the notice says when it goes. The first one goes on alone."""
+    skip_without_hosts()
     notice, watching = tmp_path / "notice.json", tmp_path / "spot_notice.log"
     out, log = tmp_path / "out", tmp_path / "train.log"
     options = {
@@ -132,7 +140,7 @@ def test_a_training_keeps_what_it_has_when_aws_gives_notice(
         "cluster.cpus_per_worker": "1",
         "cluster.max_failures": "0",
         "training.batch_size": "2",
-        "training.epochs": "30",
+        "training.epochs": "300",
     }
     with run_hosts(tmp_path_factory.mktemp("spot"), [1, 1]) as hosts:
         server = str(Path(__file__).with_name("ec2_metadata.py"))
@@ -142,15 +150,16 @@ def test_a_training_keeps_what_it_has_when_aws_gives_notice(
         flags = [word for key, value in options.items() for word in (f"--{key}", value)]
         process = hosts.start(1, sys.executable, "-m", "batchseg", "train", *flags, log=log)
         wait_until(lambda: bool(read_epochs(out)), "an epoch", log)
-        goes = datetime.now(UTC) + timedelta(seconds=40)
+        goes = datetime.now(UTC) + timedelta(seconds=55)
         storage.write_atomic(str(notice), json.dumps({"action": "terminate", "time": f"{goes:%Y-%m-%dT%H:%M:%SZ}"}))
         wait_until(lambda: bool(find_unfinished(out)), "a checkpoint within an epoch", log)
         assert watcher.wait(timeout=30) == 0, watching.read_text()
         time.sleep(max(0, (goes - datetime.now(UTC)).total_seconds()))
         hosts.kill(2)
-        assert process.wait(timeout=300) == 0, log.read_text()
-    printed = log.read_text()
-    assert printed.count("a node is to be taken away: a checkpoint is made, after ") == 1
-    assert "workers have started again, 1 now (start 2): after epoch" in printed
-    assert [int(row["epoch"]) for row in read_epochs(out)] == list(range(1, 31))
-    check_weights(read_card(str(out / "bundle")))
+        wait_until(lambda: "workers have started again, 1 now (start 2): after epoch" in log.read_text(), "alone", log)
+        before = len(read_epochs(out))
+        wait_until(lambda: len(read_epochs(out)) > before + 1, "two epochs more", log)
+        assert process.poll() is None, log.read_text()
+    assert log.read_text().count("a node is to be taken away: a checkpoint is made, after ") == 1
+    epochs = [int(row["epoch"]) for row in read_epochs(out)]
+    assert epochs == list(range(1, len(epochs) + 1))

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,10 +67,16 @@ def test_a_notice_makes_one_checkpoint(
     monkeypatch.setattr(worker, "_report", lambda progress, scores: reported.append(len(progress.losses)))
     monkeypatch.setattr(worker, "say", lambda text: None)
     monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(answers))
-    worker.step = lambda images, masks: SimpleNamespace(numpy=lambda: 0.5)
-    progress = Progress([])
+
+    def step(images: Any, masks: Any) -> Any:
+        time.sleep(0.01)
+        return SimpleNamespace(numpy=lambda: 0.5)
+
+    worker.step = step
+    progress, started = Progress([]), time.monotonic()
     worker.train_epoch(0, progress)
     assert (reported, len(progress.losses)) == (kept, 24)
+    assert 0.24 < progress.seconds <= time.monotonic() - started, "counted once"
     worker.train_epoch(0, progress)
     assert len(progress.losses) == 24, "a whole epoch has no steps left"
 
