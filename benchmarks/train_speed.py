@@ -27,13 +27,15 @@ from batchseg import cluster
 from batchseg.config import TrainConfig, load_config
 from batchseg.datasets import open_dataset
 from batchseg.feed import Shard, TrainFeed
+from batchseg.train_opening import find_model_files
 from batchseg.train_task import TrainTask
 
 WARM_UP_STEPS = 3
 
 
 def make_task(config: TrainConfig, threads: int, board: Any = None) -> TrainTask:
-    """One worker's task, without class weights."""
+    """One worker's task, without class weights; model files are named as a worker in another folder finds them."""
+    config = config.model_copy(update={"model": find_model_files(config.model)})
     dataset = open_dataset(config.data)
     splits = dataset.samples("train"), dataset.samples("val")
     return TrainTask(config, dataset.classes, *splits, None, threads, board, dataset.fingerprint())
