@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 import yaml
+from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
 from batchseg.errors import UserError
 
@@ -55,22 +56,32 @@ class Wanted:
             return f"waiting for nodes; wanted: {self.describe()}; {describe_cluster()}"
         if waited_s < _START_SECONDS or missing <= 0:
             return None
+        if not (short := self._describe_short(nodes, missing)):
+            return None
+        return f"wanted: {self.describe()}; {begun} have begun, the others start, or wait for another job: {short}"
+
+    def list_remarks(self) -> list[str]:
+        """What to say before anything is asked for: own machines that are not up, and what another job has."""
+        nodes, absent = list_nodes(), describe_absent()
+        short = self._describe_short(nodes, self.count) if self.fits_on(nodes) else ""
+        busy = f"wanted: {self.describe()}; {short}: this waits for another job" if short else None
+        return [remark for remark in (absent, busy) if remark]
+
+    def _describe_short(self, nodes: Nodes, missing: int) -> str:
+        """0 of 2 GPUs are free; empty where `missing` places are."""
         free = ray.available_resources()
         short = [
             f"{free.get(name, 0.0):g} of {sum_up(nodes, name):g} {name}s"
             for name, amount in (("CPU", self.cpus), ("GPU", self.gpus))
             if amount and free.get(name, 0.0) + 1e-6 < amount * missing
         ]
-        if not short:
-            return None
-        return (
-            f"wanted: {self.describe()}; {begun} have begun, the others start, or wait for another job: "
-            f"{' and '.join(short)} are free"
-        )
+        return f"{' and '.join(short)} are free" if short else ""
 
 
 def list_nodes() -> Nodes:
-    """Every living node."""
+    """Every living node; before a Ray runs, this machine, as an own Ray will count it."""
+    if not ray.is_initialized():
+        return [ResourceAndLabelSpec().resolve(is_head=True, node_ip_address="127.0.0.1").to_resource_dict()]
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -119,9 +130,9 @@ def find_ceiling() -> Nodes | None:
 
 
 def _is_own_ray() -> bool:
-    """Whether this process has started the Ray that it uses, perhaps on a machine of a cluster."""
+    """Whether this process has started the Ray that it uses, or will, perhaps on a machine of a cluster."""
     node = ray._private.worker._global_node
-    return node is not None and bool(node.head)
+    return not ray.is_initialized() or (node is not None and bool(node.head))
 
 
 def read_launcher_page(page: dict[str, Any]) -> Nodes | None:

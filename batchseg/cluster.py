@@ -78,16 +78,16 @@ def connect(address: str | None = None, cpus: int | None = None) -> Iterator[Non
 
 
 @contextmanager
-def join(address: str | None = None) -> Iterator[bool]:
-    """As `connect` where a Ray runs already; yields whether it does. An own one is not started for this.
+def join(address: str | None = None) -> Iterator[None]:
+    """As `connect` where a Ray runs already. An own one is not started for this: sizes are those of this machine then.
 
-    For what a cluster can refuse at once, before a command looks at its data, which may take minutes.
+    For what can be refused at once, before a command looks at its data, which may take minutes.
     """
     if not ray.is_initialized() and _find_target(address) == "local":
-        yield False
+        yield
         return
     with connect(address):
-        yield True
+        yield
 
 
 def _find_target(address: str | None) -> str:

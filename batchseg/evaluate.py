@@ -42,6 +42,8 @@ def evaluate_dataset(
         raise UserError(f"--out {out} is a training run, whose scores.json are those of val; give another folder")
     card = read_card(cluster.resolve_bundle(bundle))
     check_weights(card)
+    with cluster.join(address):
+        sizing.plan_stream(actors, gpus_per_actor)
     with console.status(f"opening {location}"):
         dataset = open_dataset(location)
     console.say(f"data {dataset.location}: format {dataset.format} ({dataset.reason})")

@@ -100,7 +100,12 @@ def plan_job(
     Raises UserError as it would, StoppedError when the model dies over the sample.
     """
     console, options = console or Console.quiet(), options or SegmentOptions()
-    job = open_job(location, bundle, out, options, find_bundle, console, decode)
+
+    def look_at_cluster() -> None:
+        with cluster.join(address):
+            sizing.plan_stream(options.actors, options.gpus_per_actor)
+
+    job = open_job(location, bundle, out, options, find_bundle, console, decode, look_at_cluster)
     index = job.read_index()
     work = ledger.plan_work(job.listing.manifest, index)
     gone = ledger.count_rows(index, job.listing.manifest)["gone"]

@@ -16,7 +16,6 @@ import ray
 from batchseg import board as boards
 from batchseg import clearing, cluster, ledger, sizing, storage
 from batchseg.bundle import BundleCard
-from batchseg.capacity import describe_absent
 from batchseg.console import Console, CountProgress, format_duration, watch_board
 from batchseg.errors import StoppedError, UserError
 from batchseg.images import decode_image
@@ -68,9 +67,9 @@ def segment_images(
     with ExitStack() as connected:
 
         def look_at_cluster() -> None:
-            """Where a Ray runs already: what it can never hold is refused first of all."""
-            if connected.enter_context(cluster.join(address)):
-                sizing.plan_stream(options.actors, options.gpus_per_actor)
+            """What can never be held is refused first of all."""
+            connected.enter_context(cluster.join(address))
+            sizing.plan_stream(options.actors, options.gpus_per_actor)
 
         job = open_job(location, bundle, out, options, find_bundle, console, decode, look_at_cluster)
         return _segment(job, address, console)
@@ -93,8 +92,8 @@ def _segment(job: SegmentJob, address: str | None, console: Console) -> SegmentR
             return _run(job, None, lease, console)
     with cluster.connect(address):
         plan = sizing.plan_stream(options.actors, options.gpus_per_actor)
-        if absent := describe_absent():
-            console.say(absent)
+        for remark in plan.wanted.list_remarks():
+            console.say(remark)
         cluster.check_shared(job.out, [job.card.location, work.todo["uri"][0].as_py()])
         with Lease.acquire(job.out, say=console.say, ended=job.ended) as lease:
             return _run(job, plan, lease, console)

@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import ray
-
 from batchseg.capacity import (
     Nodes,
     Wanted,
@@ -15,7 +13,7 @@ from batchseg.capacity import (
     list_nodes,
     sum_up,
 )
-from batchseg.config import ClusterConfig
+from batchseg.config import ClusterConfig, TrainConfig
 from batchseg.errors import UserError
 
 _LEAST_FOR_ACTOR = 8
@@ -55,9 +53,15 @@ class WorkerPlan:
         return f"{self.workers}" if self.min_workers is None else f"{self.min_workers} to {self.workers}"
 
 
+def plan_workers(config: TrainConfig) -> WorkerPlan:
+    """As plan_training_workers, for a whole config."""
+    return plan_training_workers(config.cluster, config.training.batch_size, config.training.accumulation)
+
+
 def plan_training_workers(config: ClusterConfig, batch_size: int, accumulation: int = 1) -> WorkerPlan:
     """Turns `auto` into numbers for this cluster. Raises UserError for what the cluster can never hold."""
-    gpus_there = ray.cluster_resources().get("GPU", 0.0)
+    nodes = list_nodes()
+    gpus_there = sum_up(nodes, "GPU")
     fewest, most = _read_workers(config, gpus_there)
     if config.gpus_per_worker == "auto" and gpus_there < fewest:
         _check_no_gpus_come()
@@ -65,7 +69,6 @@ def plan_training_workers(config: ClusterConfig, batch_size: int, accumulation: 
     if gpus:
         Wanted(fewest, "worker", 0.0, gpus).check_possible()
     # An elastic group begins with what is there now; each worker's share is taken from that.
-    nodes = list_nodes()
     now = most if fewest == most else max(fewest, min(most, count_places(nodes, 0 if gpus else 1, gpus)))
     if count_places(nodes, 0 if gpus else 1, gpus) < now:
         ceiling = find_ceiling()
@@ -91,7 +94,7 @@ def _check_no_gpus_come() -> None:
     if describe_absent():
         return  # own machines, some of which are not up: it is said, and nobody asks for what a broken one may have
     ceiling = find_ceiling()
-    if ceiling is None or sum_up(ceiling, "GPU") > ray.cluster_resources().get("GPU", 0.0):
+    if ceiling is None or sum_up(ceiling, "GPU") > sum_up(list_nodes(), "GPU"):
         raise UserError(
             f"{describe_cluster()}; say what to wait for, such as --cluster.workers 2 --cluster.gpus_per_worker 1, or "
             f"--cluster.gpus_per_worker 0 to train on CPUs"

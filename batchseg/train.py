@@ -18,7 +18,6 @@ from batchseg import board as boards
 from batchseg import cluster, doctor, sizing, storage
 from batchseg import geometry as geo
 from batchseg.bundle import BundleCard, GoldenSample, save_bundle
-from batchseg.capacity import describe_absent
 from batchseg.checkpoint_list import CHECKPOINT_FOLDER, mend_list
 from batchseg.config import RESOLVED_HEADER, TrainConfig
 from batchseg.console import Console, TrainProgress, watch_board
@@ -60,14 +59,19 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
         console.say(f"{config.out} is finished already; more training.epochs would go on")
         return TrainResult(finished.location, finished.scores, was_finished=True)
     ended = wait_until_free(config.out, say=console.say)
-    with cluster.join(address) as is_running:
-        if is_running:  # what it can never hold is refused before the data are looked at
-            _plan_workers(config)
-    job = open_job(config, console, lambda: storage.join(config.out, "data"))
+    with cluster.join(address):
+        sizing.plan_workers(config)  # what can never be held is refused before the data are looked at
+        job = open_job(config, console, lambda: storage.join(config.out, "data"))
+        return _train_opened(job, ended, address, console)
+
+
+def _train_opened(job: OpenedJob, ended: bytes | None, address: str | None, console: Console) -> TrainResult:
+    """ended: the lease of a job that died."""
+    config = job.config
     with cluster.connect(address):
-        plan = _plan_workers(config)
-        if absent := describe_absent():
-            console.say(absent)
+        plan = sizing.plan_workers(config)
+        for remark in plan.wanted.list_remarks():
+            console.say(remark)
         storage.make_folder(config.out)
         cluster.check_shared(config.out, job.list_files())
         with Lease.acquire(config.out, say=console.say, ended=ended) as lease:
@@ -77,10 +81,6 @@ def train_model(config: TrainConfig, *, address: str | None = None, console: Con
             check_token(config.out, lease.token)
             storage.write_atomic(storage.join(config.out, SCORES_FILE), json.dumps(card.scores, indent=1))
     return TrainResult(card.location, card.scores, was_finished=False)
-
-
-def _plan_workers(config: TrainConfig) -> sizing.WorkerPlan:
-    return sizing.plan_training_workers(config.cluster, config.training.batch_size, config.training.accumulation)
 
 
 def _train(job: OpenedJob, plan: sizing.WorkerPlan, lease: Lease, console: Console) -> BundleCard:

@@ -50,11 +50,11 @@ def plan_training(config: TrainConfig, *, address: str | None = None, console: C
     config = config.model_copy(update={"out": cluster.resolve_output(config.out)})
     if check_out(config):
         console.say(f"{config.out} is finished already; measured all the same")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, cluster.join(address):
+        sizing.plan_workers(config)
         job = open_job(config, console, lambda: f"{folder}/drawn")
         with cluster.connect(address):
-            training = config.training
-            plan = sizing.plan_training_workers(config.cluster, training.batch_size, training.accumulation)
+            plan = sizing.plan_workers(config)
             console.say(config.to_yaml().rstrip())
             board = boards.start_board()
             if wait := plan.wanted.describe_wait(math.inf):

@@ -12,7 +12,7 @@ from batchseg.verify import verify_output
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-IMAGES = 400
+IMAGES = 1600  # the last actor starts while the others work: they must not end before it
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 # Written where Ray's launcher leaves its page on a head.
 PAGE = {

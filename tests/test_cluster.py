@@ -5,6 +5,7 @@ The shapes are made up: `ray.nodes` and `ray.cluster_resources` are replaced, no
 
 import errno
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -59,6 +60,7 @@ def set_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SetShape:
         alive = [{"Alive": True, "NodeID": str(i), "Resources": found} for i, found in enumerate(resources)]
         dead = {"Alive": False, "NodeID": "dead", "Resources": {"CPU": 64.0, "GPU": 8.0}}
         total = {name: sum(found.get(name, 0.0) for found in resources) for name in ("CPU", "GPU", "memory")}
+        monkeypatch.setattr(ray, "is_initialized", lambda: True)
         monkeypatch.setattr(ray, "nodes", lambda: [*alive, dead])
         monkeypatch.setattr(ray, "cluster_resources", lambda: {name: n for name, n in total.items() if n})
 
@@ -416,8 +418,62 @@ def test_what_is_waited_for(growing: None, monkeypatch: pytest.MonkeyPatch) -> N
         "wanted: 2 workers x 1 CPU; 0 have begun, the others start, or wait for another job: 0.5 of 2 CPUs are free"
     )
     assert training.wanted.describe_wait(60, 2) is None, "both have begun"
+    assert training.wanted.list_remarks() == [
+        "wanted: 2 workers x 1 CPU; 0.5 of 2 CPUs are free: this waits for another job"
+    ]
+    assert plan.wanted.list_remarks() == [], "nodes are missing: that is said while it waits"
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 2.0})
     assert training.wanted.describe_wait(60) is None
+    assert training.wanted.list_remarks() == []
+
+
+def _run_without_ray(*arguments: str, resources: dict[str, int] | None = None) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, which is connected to no Ray."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **({"RAY_OVERRIDE_RESOURCES": json.dumps(resources)} if resources else {})},
+    )
+
+
+def test_an_own_ray_has_what_was_counted_before_it_started() -> None:
+    script = """
+from batchseg import capacity, cluster
+def read(): return [(node["CPU"], node["GPU"]) for node in capacity.list_nodes()], capacity.find_ceiling() is not None
+before = read()
+with cluster.connect("local"):
+    print(before, read())
+"""
+    done = _run_without_ray("-c", script, resources={"CPU": 3, "GPU": 2})
+    assert done.stdout == "([(3, 2)], True) ([(3.0, 2.0)], True)\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["train", "--cluster.workers", "2", "--cluster.gpus_per_worker", "1"], "wanted: 2 workers x 1 GPU"),
+        (["train", "--dry-run", "--cluster.workers", "99"], "cluster.workers is 99, training.batch_size is "),
+        (["segment", "photos", "--model", "BUNDLE", "--gpus-per-actor", "1"], "wanted: 1 actor x 1 GPU"),
+        (["plan", "photos", "--model", "BUNDLE", "--actors", "900"], "--actors 900 leaves no CPU"),
+        (["evaluate", "photos", "--model", "BUNDLE", "--gpus-per-actor", "1"], "wanted: 1 actor x 1 GPU"),
+    ],
+    ids=["train", "dry run", "segment", "plan", "evaluate"],
+)
+def test_what_this_machine_can_never_hold_is_refused_before_anything_else(
+    bundle: Path, tmp_path: Path, command: list[str], message: str
+) -> None:
+    """The folder photos is not there: a command that looked for it first would say so."""
+    out = tmp_path / "out"
+    places = {"BUNDLE": str(bundle), "photos": str(tmp_path / "photos")}
+    filled = [places.get(part, part) for part in command]
+    where = [] if command[0] == "plan" else ["--out", str(out)]
+    done = _run_without_ray("-m", "batchseg", *filled, *where, "--address", "local", resources={"CPU": 2, "GPU": 0})
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stdout + done.stderr
+    assert not out.exists()
 
 
 # --- shared storage ---
