@@ -1,15 +1,17 @@
 """What the cluster has, what it may gain, and what a command waits for."""
 
+import functools
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
-from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
 from batchseg.errors import UserError
+from batchseg.runtime import silence_stderr
 
 Nodes = list[dict[str, float]]
 """The resources of each node, by name."""
@@ -17,6 +19,8 @@ Nodes = list[dict[str, float]]
 _LAUNCHER_PAGE = "~/ray_bootstrap_config.yaml"
 _KUBERAY_VARIABLE = "KUBERAY_GEN_RAY_START_CMD"
 _START_SECONDS = 10.0
+_LAG_SECONDS = 2.0
+"""Ray counts what a job before has left as taken for a moment."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,20 @@ class Wanted:
 
     def list_remarks(self) -> list[str]:
         """What to say before anything is asked for: own machines that are not up, and what another job has."""
-        nodes, absent = list_nodes(), describe_absent()
-        short = self._describe_short(nodes, self.count) if self.fits_on(nodes) else ""
-        busy = f"wanted: {self.describe()}; {short}: this waits for another job" if short else None
+        absent = describe_absent()
+        busy = (
+            f"wanted: {self.describe()}; {short}, the rest is another job's" if (short := self._find_busy()) else None
+        )
         return [remark for remark in (absent, busy) if remark]
+
+    def _find_busy(self) -> str:
+        """As _describe_short; empty where nodes are missing, which is said while it waits."""
+        nodes, deadline = list_nodes(), time.monotonic() + _LAG_SECONDS
+        while short := self._describe_short(nodes, self.count) if self.fits_on(nodes) else "":
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        return short
 
     def _describe_short(self, nodes: Nodes, missing: int) -> str:
         """0 of 2 GPUs are free; empty where `missing` places are."""
@@ -81,8 +95,20 @@ class Wanted:
 def list_nodes() -> Nodes:
     """Every living node; before a Ray runs, this machine, as an own Ray will count it."""
     if not ray.is_initialized():
-        return [ResourceAndLabelSpec().resolve(is_head=True, node_ip_address="127.0.0.1").to_resource_dict()]
+        return [_count_this_machine()]
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@functools.cache
+def _count_this_machine() -> dict[str, float]:
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+
+    try:
+        with silence_stderr():
+            found = ResourceAndLabelSpec().resolve(is_head=True, node_ip_address="127.0.0.1")
+    except ValueError as error:
+        raise UserError(f"cannot start Ray on this machine: {error}") from error
+    return {"CPU": float(found.num_cpus), "GPU": float(found.num_gpus)}
 
 
 def sum_up(nodes: Nodes, name: str) -> float:

@@ -52,6 +52,8 @@ def evaluate_dataset(
     _check_classes(dataset, card.classes, bundle)
     with cluster.connect(address):
         plan = sizing.plan_stream(actors, gpus_per_actor)
+        for remark in plan.wanted.list_remarks():
+            console.say(remark)
         cluster.check_shared(None, [card.location, samples[0].image])
         board = boards.start_board()
         score = ScoreStage(dataset.classes, card.geometry, board)

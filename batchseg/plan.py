@@ -115,6 +115,8 @@ def plan_job(
     sample = work.todo.take(list(range(0, len(work.todo), step))[:SAMPLE_IMAGES])
     with cluster.connect(address):
         plan = sizing.plan_stream(options.actors, options.gpus_per_actor)
+        for remark in plan.wanted.list_remarks():
+            console.say(remark)
         cpus = ray.cluster_resources().get("CPU", 1.0)
         with console.status(f"measuring {len(sample)} images"):
             cost = _measure(job, sample, plan, cpus)

@@ -419,43 +419,60 @@ def test_what_is_waited_for(growing: None, monkeypatch: pytest.MonkeyPatch) -> N
     )
     assert training.wanted.describe_wait(60, 2) is None, "both have begun"
     assert training.wanted.list_remarks() == [
-        "wanted: 2 workers x 1 CPU; 0.5 of 2 CPUs are free: this waits for another job"
+        "wanted: 2 workers x 1 CPU; 0.5 of 2 CPUs are free, the rest is another job's"
     ]
     assert plan.wanted.list_remarks() == [], "nodes are missing: that is said while it waits"
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 2.0})
     assert training.wanted.describe_wait(60) is None
     assert training.wanted.list_remarks() == []
+    left = iter([0.0, 1.0, 2.0])
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": next(left)})
+    assert training.wanted.list_remarks() == [], "Ray had not yet counted what a job before had left"
 
 
-def _run_without_ray(*arguments: str, resources: dict[str, int] | None = None) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, which is connected to no Ray."""
+def _run_without_ray(*arguments: str, resources: dict[str, int], **variables: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, which is connected to no Ray, on a machine that Ray counts as `resources`."""
+    visible = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     return subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, **({"RAY_OVERRIDE_RESOURCES": json.dumps(resources)} if resources else {})},
+        env={**visible, **variables, "RAY_OVERRIDE_RESOURCES": json.dumps(resources)},
     )
 
 
 def test_an_own_ray_has_what_was_counted_before_it_started() -> None:
     script = """
 from batchseg import capacity, cluster
-def read(): return [(node["CPU"], node["GPU"]) for node in capacity.list_nodes()], capacity.find_ceiling() is not None
+def read(): return [[(node["CPU"], node["GPU"]) for node in nodes] for nodes in (capacity.list_nodes(), capacity.find_ceiling())]
 before = read()
 with cluster.connect("local"):
     print(before, read())
-"""
-    done = _run_without_ray("-c", script, resources={"CPU": 3, "GPU": 2})
-    assert done.stdout == "([(3, 2)], True) ([(3.0, 2.0)], True)\n", done.stderr
+"""  # noqa: E501
+    # As on the head of a cluster that may grow: an own Ray there does not.
+    done = _run_without_ray("-c", script, resources={"CPU": 3, "GPU": 2}, KUBERAY_GEN_RAY_START_CMD="--no-monitor")
+    assert done.stdout == "[[(3.0, 2.0)], [(3.0, 2.0)]] [[(3.0, 2.0)], [(3.0, 2.0)]]\n", done.stderr
+
+
+def test_a_machine_that_ray_cannot_count_is_an_error_of_its_own() -> None:
+    script = "from batchseg import capacity; capacity.list_nodes()"
+    done = _run_without_ray("-c", script, resources={"CPU": 2, "GPU": 2}, CUDA_VISIBLE_DEVICES="0")
+    assert "UserError: cannot start Ray on this machine: Attempting to start raylet with 2 GPU" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["train", "--cluster.workers", "2", "--cluster.gpus_per_worker", "1"], "wanted: 2 workers x 1 GPU"),
-        (["train", "--dry-run", "--cluster.workers", "99"], "cluster.workers is 99, training.batch_size is "),
+        (
+            ["train", "--data", "photos", "--cluster.workers", "2", "--cluster.gpus_per_worker", "1"],
+            "wanted: 2 workers x 1 GPU",
+        ),
+        (
+            ["train", "--dry-run", "--data", "photos", "--cluster.workers", "99"],
+            "cluster.workers is 99, training.batch_size is ",
+        ),
         (["segment", "photos", "--model", "BUNDLE", "--gpus-per-actor", "1"], "wanted: 1 actor x 1 GPU"),
         (["plan", "photos", "--model", "BUNDLE", "--actors", "900"], "--actors 900 leaves no CPU"),
         (["evaluate", "photos", "--model", "BUNDLE", "--gpus-per-actor", "1"], "wanted: 1 actor x 1 GPU"),
@@ -473,6 +490,7 @@ def test_what_this_machine_can_never_hold_is_refused_before_anything_else(
     done = _run_without_ray("-m", "batchseg", *filled, *where, "--address", "local", resources={"CPU": 2, "GPU": 0})
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stdout + done.stderr
+    assert "may grow" not in done.stdout + done.stderr
     assert not out.exists()
 
 
