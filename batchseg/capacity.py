@@ -67,9 +67,7 @@ class Wanted:
     def list_remarks(self) -> list[str]:
         """What to say before anything is asked for: own machines that are not up, and what another job has."""
         absent = describe_absent()
-        busy = (
-            f"wanted: {self.describe()}; {short}, the rest is another job's" if (short := self._find_busy()) else None
-        )
+        busy = f"wanted: {self.describe()}; {short}, the rest is in use" if (short := self._find_busy()) else None
         return [remark for remark in (absent, busy) if remark]
 
     def _find_busy(self) -> str:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from batchseg import board as boards
 from batchseg import cluster, sizing, storage
-from batchseg.bundle import check_weights, read_card
+from batchseg.bundle import BundleCard, check_weights, read_card
 from batchseg.classes import ClassTable
 from batchseg.console import Console, CountProgress, watch_board
 from batchseg.datasets import Dataset, Sample, open_dataset
@@ -55,16 +55,7 @@ def evaluate_dataset(
         for remark in plan.wanted.list_remarks():
             console.say(remark)
         cluster.check_shared(None, [card.location, samples[0].image])
-        board = boards.start_board()
-        score = ScoreStage(dataset.classes, card.geometry, board)
-        fit = FitStage(card.geometry, DEFAULT_MAX_MEGAPIXELS, None)
-        with (
-            watch_board(board, CountProgress(console, len(samples), "scored", plan.wanted.describe_wait)),
-            boards.unwrap_errors(board),
-        ):
-            stream = build_stream(_list_samples(samples), fit, ModelSpec(card.location, batch_size), plan, board)
-            with release_actors(board):
-                parts = add_last_stage(stream, Score(score, board), plan).take_all()
+        parts = _score_samples(dataset, samples, card, batch_size, plan, console)
     total, images, problems = sum_scores(parts, len(dataset.classes))
     if problems:
         raise UserError(f"{problems[0]} ({len(problems)} images of split {split} cannot be scored)")
@@ -82,6 +73,26 @@ def evaluate_dataset(
         storage.write_atomic(location, json.dumps(scores, indent=1))
         console.say(f"scores: {location}")
     return scores
+
+
+def _score_samples(
+    dataset: Dataset,
+    samples: list[Sample],
+    card: BundleCard,
+    batch_size: int,
+    plan: sizing.StreamPlan,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Drives the samples through the stream. What comes out is what sum_scores takes."""
+    board = boards.start_board()
+    score = ScoreStage(dataset.classes, card.geometry, board)
+    fit = FitStage(card.geometry, DEFAULT_MAX_MEGAPIXELS, None)
+    shown = watch_board(board, CountProgress(console, len(samples), "scored", plan.wanted.describe_wait))
+    with shown, boards.unwrap_errors(board):
+        stream = build_stream(_list_samples(samples), fit, ModelSpec(card.location, batch_size), plan, board)
+        with release_actors(board):
+            parts: list[dict[str, Any]] = add_last_stage(stream, Score(score, board), plan).take_all()
+    return parts
 
 
 def _check_classes(dataset: Dataset, classes: ClassTable, bundle: str) -> None:

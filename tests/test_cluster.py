@@ -418,9 +418,7 @@ def test_what_is_waited_for(growing: None, monkeypatch: pytest.MonkeyPatch) -> N
         "wanted: 2 workers x 1 CPU; 0 have begun, the others start, or wait for another job: 0.5 of 2 CPUs are free"
     )
     assert training.wanted.describe_wait(60, 2) is None, "both have begun"
-    assert training.wanted.list_remarks() == [
-        "wanted: 2 workers x 1 CPU; 0.5 of 2 CPUs are free, the rest is another job's"
-    ]
+    assert training.wanted.list_remarks() == ["wanted: 2 workers x 1 CPU; 0.5 of 2 CPUs are free, the rest is in use"]
     assert plan.wanted.list_remarks() == [], "nodes are missing: that is said while it waits"
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 2.0})
     assert training.wanted.describe_wait(60) is None
